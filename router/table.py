@@ -1,0 +1,178 @@
+"""Who on this worker is subscribed to what: channel -> sinks, and user -> her own connections.
+
+A personal channel ("@alice") is an entry in the table of users, not a `Channel`: nearly every user has one connection,
+and a reference is a tenth of an object with a set in it. It becomes a `Channel` while she has several connections
+or while messages are being fanned out to her.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from router.carousel import Round
+    from router.message import Message
+
+
+class Lane(Protocol):
+    """One wire format: what a message looks like to every sink that shares it."""
+
+    @property
+    def encode(self) -> Callable[[Message], bytes]:
+        """Turns a message into a frame; called once per message and lane."""
+
+
+class Sink(Protocol):
+    """Where frames go. The router never learns what it is."""
+
+    channels: tuple[Channel, ...]
+
+    @property
+    def lane(self) -> Lane:
+        """Its wire format."""
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+
+    def offer(self, frame: bytes) -> bool:
+        """Take `frame` whole and at once; False when it does not fit what this sink may still queue."""
+
+
+class Channel:
+    """A name with its local subscribers; `round` is the fan-out under way, if any."""
+
+    __slots__ = ("alone", "name", "round", "sinks")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.sinks: set[Sink] = set()
+        self.round: Round | None = None
+        self.alone: tuple[Channel, ...] = (self,)  # shared by all whose only channel this is
+
+    def add(self, sink: Sink) -> None:
+        """Subscribe `sink` from the next message on."""
+        self.sinks.add(sink)
+        if self.round is not None:
+            self.round.fresh.add(sink)
+
+    def discard(self, sink: Sink) -> None:
+        """Unsubscribe `sink`, in the middle of a round too."""
+        self.sinks.discard(sink)
+        if self.round is not None:
+            self.round.discard(sink)
+
+
+class Table:
+    """All subscriptions of one worker. `name` is a channel's name in UTF-8, without the prefix it has on the bus."""
+
+    def __init__(self) -> None:
+        self.channels: dict[bytes, Channel] = {}
+        self.users: dict[str, Sink | Channel] = {}
+
+    def __contains__(self, name: bytes) -> bool:
+        if name[:1] == b"@":
+            return name[1:].decode() in self.users
+        return name in self.channels
+
+    def __len__(self) -> int:
+        return len(self.channels) + len(self.users)
+
+    def names(self) -> Iterator[bytes]:
+        """Every name that has a local subscriber: what the bus has to be subscribed to."""
+        yield from list(self.channels)
+        for user in list(self.users):
+            yield b"@" + user.encode()
+
+    def find(self, name: bytes) -> Channel | None:
+        """Return the channel called `name`; None when nobody here is subscribed."""
+        if name[:1] == b"@":
+            return self._personal(name[1:].decode())
+        return self.channels.get(name)
+
+    def enter(self, sink: Sink) -> None:
+        """Subscribe `sink` to its user's personal channel and to everything in `sink.channels`."""
+        other = self.users.get(sink.user)
+        if other is None:
+            self.users[sink.user] = sink
+        else:
+            channel = self._personal(sink.user)
+            assert channel is not None
+            channel.add(sink)
+        for channel in sink.channels:
+            channel.add(sink)
+
+    def leave(self, sink: Sink) -> list[bytes]:
+        """Unsubscribe `sink` from everything; return the names that have no subscriber left."""
+        empty = []
+        entry = self.users.get(sink.user)
+        if entry is sink:
+            del self.users[sink.user]
+            empty.append(b"@" + sink.user.encode())
+        elif isinstance(entry, Channel):
+            entry.discard(sink)
+            if not entry.sinks:
+                del self.users[sink.user]
+                empty.append(entry.name)
+            else:
+                self.settle(entry)
+        for channel in sink.channels:
+            channel.discard(sink)
+            if not channel.sinks:
+                del self.channels[channel.name]
+                empty.append(channel.name)
+        sink.channels = ()
+        return empty
+
+    def channel(self, name: bytes) -> Channel:
+        """Return the channel called `name`, made if it is not there; for a sink that is about to enter."""
+        channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(name)
+        return channel
+
+    def gather(self, names: list[bytes]) -> tuple[Channel, ...]:
+        """Return the channels called `names` as a tuple, shared where there is only one."""
+        if len(names) == 1:
+            return self.channel(names[0]).alone
+        return tuple(map(self.channel, names))
+
+    def add(self, sink: Sink, name: bytes) -> None:
+        """Subscribe `sink` to one more channel."""
+        channel = self.channel(name)
+        if channel not in sink.channels:
+            sink.channels = (*sink.channels, channel) if sink.channels else channel.alone
+            channel.add(sink)
+
+    def discard(self, sink: Sink, name: bytes) -> bool:
+        """Unsubscribe `sink` from one channel; True when that channel has no subscriber left."""
+        channel = self.channels.get(name)
+        if channel is None or channel not in sink.channels:
+            return False
+        left = tuple(other for other in sink.channels if other is not channel)
+        sink.channels = left[0].alone if len(left) == 1 else left
+        channel.discard(sink)
+        if channel.sinks:
+            return False
+        del self.channels[name]
+        return True
+
+    def personal_round(self, user: str) -> Round | None:
+        """Return the fan-out under way to `user`'s personal channel."""
+        entry = self.users.get(user)
+        return entry.round if isinstance(entry, Channel) else None
+
+    def settle(self, channel: Channel) -> None:
+        """Turn a personal channel back into a bare reference once it has one sink and no round."""
+        if channel.round is None and len(channel.sinks) == 1 and channel.name[:1] == b"@":
+            (sink,) = channel.sinks
+            self.users[sink.user] = sink
+
+    def _personal(self, user: str) -> Channel | None:
+        entry = self.users.get(user)
+        if entry is None or isinstance(entry, Channel):
+            return entry
+        channel = self.users[user] = Channel(b"@" + user.encode())
+        channel.sinks.add(entry)
+        return channel
