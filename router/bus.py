@@ -1,0 +1,370 @@
+"""Redis pub/sub as the bus between workers: two pipes, one that subscribes and one that publishes.
+
+Delivery. What is published while a name is joined arrives once and in the order of Redis, as long as the bus is up. The two
+pipes are up or down together: when one breaks, or a probe published to ourselves does not come back in time, both are
+closed, every publish that waits for its answer gets `Unconfirmed`, and both are made anew after a jittered pause. Then
+everything is subscribed again and `on_restored` is called, because what was published meanwhile has been missed.
+
+The subscribing pipe speaks RESP3, where commands may stand between subscriptions. So a `join` is a SUBSCRIBE with a read of
+the journal's clock behind it: the position that returns is exactly where the subscription begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from router import journal
+from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
+
+log = logging.getLogger("moorage.bus")
+
+PROBE_SECONDS = 1.0
+DEADLINE_SECONDS = 3.0  # for a probe to come back, and for each step of connecting
+LEAVE_SECONDS = 2.0  # a name without subscribers is unsubscribed after this, if it still has none
+SUBSCRIBE_CHUNK = 500
+PENDING_MAX = 20_000  # publishes that wait for an answer
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
+
+__all__ = ["Bus", "BusDown", "Busy", "Refused", "Unconfirmed", "backoff"]
+
+
+class BusDown(Exception):
+    """It was not sent: the bus is down. Nobody has received it."""
+
+
+class Busy(Exception):
+    """It was not sent: too many publishes wait for their answers."""
+
+
+class Node(Protocol):
+    """Where Redis is: what `topology.parse` returns."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def username(self) -> str | None: ...
+    @property
+    def password(self) -> str | None: ...
+    @property
+    def database(self) -> int: ...
+
+
+class Interest(Protocol):
+    """The router's table as the bus sees it: the names that have subscribers here."""
+
+    def __contains__(self, name: bytes, /) -> bool: ...
+    def names(self) -> Iterable[bytes]:
+        """Every such name."""
+
+
+class Listeners(NamedTuple):
+    """Who is told what happens on the bus."""
+
+    message: Callable[[bytes, bytes], None]  # name, payload
+    batch: Callable[[], None]  # behind each batch of messages
+    control: Callable[[bytes], None]  # what the admin process tells all workers
+    restored: Callable[[bytes], None]  # the bus is back, at this position; messages have been missed on every name
+    missed: Callable[[bytes], None]  # messages have been missed on this name
+
+
+def backoff(attempt: int, chance: float) -> float:
+    """Return the pause in seconds before try `attempt` (from 0); `chance`, 0 to 1, spreads a fleet."""
+    return min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16)) * (0.5 + chance / 2)
+
+
+class Bus:
+    """The bus of one worker: `run()` keeps it up until cancelled."""
+
+    def __init__(
+        self, node: Node, keys: journal.Keys, interest: Interest, listeners: Listeners, *, worker: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        self.connected = False
+        self.connects = 0
+        self.probed_at = 0.0  # on the loop's clock: when the newest probe that came back was sent
+        self._node, self._keys, self._interest, self._tls = node, keys, interest, tls
+        self._on = listeners
+        self._loop = asyncio.get_running_loop()
+        self._prefix_bytes = len(keys.prefix)
+        self._probe_name = b"$probe:" + worker.encode()
+        self._joining: dict[bytes, int] = {}  # subscribed, the answer is under way, nobody in the table yet
+        self._leaving: dict[bytes, float] = {}  # subscribed, nobody in the table any more, since
+        self._left: set[bytes] = set()  # unsubscribed, the answer is under way
+        self._batch: list[tuple[Sequence[bytes], Callable[[bytes | None], None]]] = []  # joins of this turn
+        self._fresh: list[bytes] = []  # names to subscribe for them
+        self._orphans: list[bytes] = []  # names joined while the bus was down
+        self._subscriber: Pipe | None = None
+        self._publisher: Pipe | None = None
+        self._lost: asyncio.Future[str] = self._loop.create_future()
+        self._refusal = ""
+        self._paused = False
+
+    # What the worker asks for.
+
+    def healthy(self) -> bool:
+        """True while a probe written to Redis keeps coming back in time."""
+        late = self._loop.time() - self.probed_at > DEADLINE_SECONDS
+        return self.connected and not self._refusal and not (late and not self._paused)
+
+    def join(self, names: Sequence[bytes], done: Callable[[bytes | None], None]) -> None:
+        """Subscribe `names`; `done` gets the position where that begins, None when the bus is down.
+
+        Those of `names` that have no subscriber in the table after `done` must be given to `leave`.
+        """
+        if not self.connected:
+            self._orphans += names
+            self._loop.call_soon(done, None)
+            return
+        for name in names:
+            if name in self._joining:
+                self._joining[name] += 1
+                continue
+            self._joining[name] = 1
+            if self._leaving.pop(name, None) is None and name not in self._interest:
+                self._fresh.append(name)
+        if not self._batch:
+            self._loop.call_soon(self._send_joins)
+        self._batch.append((names, done))
+
+    def leave(self, names: Iterable[bytes]) -> None:
+        """Unsubscribe `names`, late, and only those that still have no subscriber by then."""
+        now = self._loop.time()
+        for name in names:
+            if name not in self._interest and name not in self._joining:
+                self._leaving[name] = now
+
+    def publish(self, name: bytes, members: bytes, retention: journal.Retention | None, done: Done) -> None:
+        """Publish a message; `done` gets its position once Redis has it, or an exception.
+
+        `retention` None: live-only. The exceptions: BusDown, Busy, Unconfirmed, Refused.
+        """
+        pipe = self._publisher
+        if pipe is None or not self.connected:
+            done(BusDown(f"no connection to Redis at {self._node.address}"))
+        elif len(pipe) >= PENDING_MAX:
+            done(Busy(f"{PENDING_MAX} publishes are waiting for Redis"))
+        elif retention is None:
+            pipe.send(pack((b"PUBLISH", self._keys.channel(name), members)), done)
+        else:
+            args = self._keys.publish_args(name, members, retention)
+
+            def answered(reply: Reply) -> None:
+                if isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
+                    pipe.send(pack((b"EVAL", journal.PUBLISH, *args)), done)
+                else:
+                    done(reply)
+
+            pipe.send(pack((b"EVALSHA", journal.PUBLISH_SHA, *args)), answered)
+
+    def pause(self, paused: bool) -> None:
+        """Stop receiving, or go on: when more is waiting for the subscribers than we want to hold."""
+        if paused != self._paused and self._subscriber is not None:
+            self._paused = paused
+            self.probed_at = self._loop.time()
+            self._subscriber.pause(paused)
+
+    @property
+    def paused(self) -> bool:
+        """True while we do not want to receive."""
+        return self._paused
+
+    # Connecting, and staying connected.
+
+    async def run(self) -> None:
+        """Connect, and connect again whenever the connection is lost."""
+        attempt = 0
+        try:
+            while True:
+                try:
+                    await self._connect()
+                except (OSError, Refused, Unconfirmed) as error:  # TimeoutError is an OSError
+                    self._close(f"cannot connect: {str(error) or type(error).__name__}")
+                else:
+                    attempt = 0
+                    await self._stay()
+                if attempt < 3 or attempt % 30 == 0:
+                    log.warning("bus at %s: %s; trying again", self._node.address, await self._lost)
+                await asyncio.sleep(backoff(attempt, random.random()))
+                attempt += 1
+        finally:
+            self._close("stopped")
+
+    async def _connect(self) -> None:
+        self._lost = self._loop.create_future()
+        self._refusal, self._paused = "", False
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            self._subscriber = await self._open(self._pushed, self._on.batch)
+            self._publisher = await self._open(lambda _push: None, lambda: None)
+            await self._publisher.ask("SCRIPT", "LOAD", journal.PUBLISH)
+        self._joining.clear()
+        self._leaving.clear()
+        self._left.clear()
+        self._orphans.clear()
+        await self._subscribe([self._probe_name, b"$control"])
+        names = iter(list(self._interest.names()))
+        while chunk := list(islice(names, SUBSCRIBE_CHUNK)):
+            await self._subscribe(chunk)
+        position = await self._subscribe([])
+        while orphans := self._orphans:  # joined while we were at it
+            self._orphans = []
+            position = await self._subscribe(orphans)
+        self.connected = True
+        self.connects += 1
+        self.probed_at = self._loop.time()
+        log.info("bus at %s: connected", self._node.address)
+        self._on.restored(position)
+
+    async def _open(self, on_push: Callable[[Sequence[bytes]], None], on_batch: Callable[[], None]) -> Pipe:
+        node = self._node
+
+        def factory() -> Pipe:
+            return Pipe(on_push, on_batch, self._close)
+
+        if node.path:
+            _, pipe = await self._loop.create_unix_connection(factory, node.path)
+        else:
+            _, pipe = await self._loop.create_connection(factory, node.host, node.port, ssl=self._tls)
+        auth = ("AUTH", node.username or "default", node.password) if node.password else ()
+        try:
+            await pipe.ask("HELLO", 3, *auth, "SETNAME", "moorage" + self._probe_name.decode().replace("$probe", ""))
+            if node.database:
+                await pipe.ask("SELECT", node.database)
+        except BaseException:
+            pipe.close("not finished")
+            raise
+        return pipe
+
+    async def _subscribe(self, names: Sequence[bytes]) -> bytes:
+        """Subscribe `names` and wait until that is done; return the position then."""
+        pipe = self._subscriber
+        assert pipe is not None
+        if names:
+            pipe.push(pack((b"SUBSCRIBE", *map(self._keys.channel, names))))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            position = await pipe.ask(b"EVAL", journal.NOW, *self._keys.now_args())
+        assert isinstance(position, bytes)
+        return position
+
+    async def _stay(self) -> None:
+        """Probe until the connection is lost."""
+        while not self._lost.done():
+            now = self._loop.time()
+            if self._paused:
+                self.probed_at = now
+            if now - self.probed_at > DEADLINE_SECONDS:
+                self._close(f"no answer for {DEADLINE_SECONDS:.0f} s")
+                break
+            self._send_probe(now)
+            self._send_leaves(now)
+            await asyncio.wait([self._lost], timeout=PROBE_SECONDS)
+
+    def _close(self, why: str) -> None:
+        """Take the bus down; everything that waits is answered."""
+        if self._lost.done():
+            return
+        self._lost.set_result(why)
+        self.connected = False
+        for pipe in (self._subscriber, self._publisher):
+            if pipe is not None:
+                pipe.close(why)
+        self._subscriber = self._publisher = None
+        batch, self._batch = self._batch, []
+        self._fresh.clear()
+        for names, done in batch:
+            self._orphans += names
+            done(None)
+
+    # The pipes.
+
+    def _send_joins(self) -> None:
+        pipe = self._subscriber
+        batch, self._batch = self._batch, []
+        if pipe is None or not batch:
+            return
+        for start in range(0, len(self._fresh), SUBSCRIBE_CHUNK):
+            chunk = self._fresh[start : start + SUBSCRIBE_CHUNK]
+            pipe.push(pack((b"SUBSCRIBE", *map(self._keys.channel, chunk))))
+        self._fresh.clear()
+
+        def joined(reply: Reply) -> None:
+            position = reply if isinstance(reply, bytes) else None
+            if isinstance(reply, Refused):
+                self._refuse(str(reply))
+            for names, done in batch:
+                if position is None:
+                    self._orphans += names
+                done(position)
+                for name in names:
+                    left = self._joining.get(name, 1) - 1
+                    if left > 0:
+                        self._joining[name] = left
+                    else:
+                        self._joining.pop(name, None)
+            # only now can a name be seen to have been joined for nobody
+            self.leave(name for names, _ in batch for name in names if name not in self._interest)
+
+        pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), joined)
+
+    def _send_leaves(self, now: float) -> None:
+        due = [name for name, since in self._leaving.items() if now - since >= LEAVE_SECONDS]
+        for name in due:
+            del self._leaving[name]
+        names = [name for name in due if name not in self._interest and name not in self._joining]
+        self._left.update(names)
+        for start in range(0, len(names), SUBSCRIBE_CHUNK):
+            if self._subscriber is not None:
+                chunk = names[start : start + SUBSCRIBE_CHUNK]
+                self._subscriber.push(pack((b"UNSUBSCRIBE", *map(self._keys.channel, chunk))))
+
+    def _send_probe(self, now: float) -> None:
+        """Publish to ourselves, by way of a write: a Redis that refuses writes does not deliver either."""
+        pipe = self._publisher
+        if pipe is None:
+            return
+
+        def written(reply: Reply) -> None:
+            if isinstance(reply, Refused):
+                self._refuse(str(reply))
+            else:
+                self._refusal = ""
+
+        pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), written)
+        pipe.send(pack((b"PUBLISH", self._keys.channel(self._probe_name), b"%r" % now)))
+
+    def _refuse(self, refusal: str) -> None:
+        if refusal != self._refusal:
+            log.error("bus at %s: Redis refuses writes: %s", self._node.address, refusal)
+        self._refusal = refusal
+
+    def _pushed(self, push: Sequence[bytes]) -> None:
+        kind = push[0]
+        if kind == b"message":
+            name = push[1][self._prefix_bytes :]
+            if name[:1] != b"$":
+                self._on.message(name, push[2])
+            elif name == self._probe_name:
+                self.probed_at = max(self.probed_at, float(push[2]))
+            else:
+                self._on.control(push[2])
+        elif kind == b"unsubscribe":
+            self._unsubscribed(push[1][self._prefix_bytes :])
+
+    def _unsubscribed(self, name: bytes) -> None:
+        if name in self._left:
+            self._left.discard(name)
+        elif name in self._interest and self._subscriber is not None:  # nobody asked for this
+            log.warning("bus at %s: unsubscribed from %r without being asked", self._node.address, name)
+            self._subscriber.push(pack((b"SUBSCRIBE", self._keys.channel(name))))
+            self._on.missed(name)

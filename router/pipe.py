@@ -1,0 +1,125 @@
+"""One connection to Redis, RESP3: commands out in one write a turn, replies in order, pushes as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import hiredis
+
+
+class Refused(Exception):
+    """Redis answered with an error; the text is Redis's."""
+
+
+class Unconfirmed(Exception):
+    """It was sent, and no answer came: it may or may not have been done."""
+
+
+Reply = object  # bytes, int, list …, or an instance of one of the exceptions above
+Done = Callable[[Reply], None]
+
+Command = tuple[bytes | str | int, ...]
+
+pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub says: one argument
+
+
+class Pipe(asyncio.Protocol):
+    """A connection to Redis.
+
+    `on_push(push)` gets what Redis sends unasked; `on_batch()` is called when all that has been read is handed out;
+    `on_lost(why)` once, when the pipe is gone.
+    """
+
+    def __init__(
+        self,
+        on_push: Callable[[Sequence[bytes]], None],
+        on_batch: Callable[[], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._on_push, self._on_batch, self._on_lost = on_push, on_batch, on_lost
+        self._reader = hiredis.Reader(protocolError=Refused, replyError=Refused)
+        self._out: list[bytes] = []
+        self._waiting: deque[Done | None] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+
+    def __len__(self) -> int:
+        """How many answers are waited for."""
+        return len(self._waiting)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not asyncio.Transport
+
+    def send(self, command: bytes, done: Done | None = None) -> None:
+        """Queue a packed command that has exactly one reply, which `done` gets."""
+        self._waiting.append(done)
+        self.push(command)
+
+    def push(self, command: bytes) -> None:
+        """Queue a packed command that is answered by pushes: SUBSCRIBE and its kind."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(command)
+
+    async def ask(self, *command: bytes | str | int) -> Reply:
+        """Send one command and wait for its reply.
+
+        Raises: Refused, Unconfirmed.
+        """
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.send(pack(command), lambda reply: None if future.done() else future.set_result(reply))
+        reply = await future
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def data_received(self, data: bytes) -> None:
+        """Hand every reply and every push in `data` to whom it is for."""
+        self._reader.feed(data)
+        gets = self._reader.gets
+        try:
+            while (reply := gets()) is not False:
+                if type(reply) is hiredis.PushNotification:
+                    self._on_push(reply)
+                elif self._waiting:
+                    done = self._waiting.popleft()
+                    if done is not None:
+                        done(reply)
+                else:
+                    raise Refused(f"an answer to nothing: {reply!r:.200}")
+        except Refused as error:
+            self.close(str(error))
+        self._on_batch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail whatever waits for an answer."""
+        self.close(str(exc) if exc else "closed by Redis")
+
+    def close(self, why: str) -> None:
+        """Close the pipe; whatever waits for an answer gets `Unconfirmed`."""
+        if self._transport is None:
+            return
+        self._transport.abort()
+        self._transport = None
+        self._out.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for done in waiting:
+            if done is not None:
+                done(Unconfirmed(why))
+        self._on_lost(why)
+
+    def pause(self, paused: bool) -> None:
+        """Stop reading, or go on: meanwhile Redis queues for us, up to its client-output-buffer-limit."""
+        if self._transport is not None:
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None:
+            self._transport.write(b"".join(out))
