@@ -1,0 +1,1 @@
+"""What one process of the server is: sockets, sessions, codecs, permissions, counters."""

@@ -1,0 +1,259 @@
+"""A connection on its way from accept to session: who it is, what it may have, its subscriptions.
+
+A guest is armed one-shot: its first bytes disarm it. So it costs no system call to leave it alone while the bus subscribes, and
+only a guest whose request is not complete is armed again.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from router.bus import Bus
+from router.namespaces import personal
+from router.table import Table
+from server import limits, lines, sse
+from server.auth import Claims, KeyUnknown
+from server.close import Close, PeerError
+from server.config import Config
+from server.pool import DEAF, Lane, Pool
+from server.session import CLOSED, Session
+
+GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+
+
+class Guest:
+    """A connection without a session yet."""
+
+    __slots__ = ("deadline", "door", "fd", "origin", "rest")
+
+    def __init__(self, fd: int, door: Door, deadline: float) -> None:
+        self.fd = fd
+        self.door = door
+        self.deadline = deadline
+        self.rest = b""  # what it has sent of its request, or behind it
+        self.origin: str | None = None  # of a web page that may use us
+
+    def react(self, _events: int) -> None:
+        """Read on."""
+        self.door.read(self)
+
+
+class House(Protocol):
+    """The worker behind the doors."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def guests(self) -> dict[Guest, None]:
+        """The guests at all doors, in order of their deadlines."""
+
+    @property
+    def pool(self) -> Pool: ...
+    @property
+    def table(self) -> Table: ...
+    @property
+    def bus(self) -> Bus: ...
+
+    def admit(self) -> None:
+        """Raise PeerError while nobody is let in."""
+
+    def identify(self, token: str | None, user: str | None) -> Claims:
+        """Return who that is. Raises: PeerError, KeyUnknown."""
+
+    def refresh_keys(self, then: Callable[[], None]) -> None:
+        """Fetch the keys that verify tokens, then call back."""
+
+    def opened(self, session: Session, claims: Claims, began: bytes | None, asked: str | None, head: bytes) -> None:
+        """Greet a session whose stream began at position `began`, which `asked` to go on from one; `head` comes first."""
+
+    def received(self, session: Session, data: bytes) -> None:
+        """Go on with what a session has sent."""
+
+
+class Door(ABC):
+    """Where one transport comes in."""
+
+    def __init__(self, house: House, lane: Lane) -> None:
+        self.lane = lane
+        self._house = house
+        self._pool = house.pool
+        self._stats = house.pool.stats
+        self._guests = house.guests
+        self._seconds_max = house.config.handshake_seconds
+        self._channels_max = house.config.channels_per_connection_max
+
+    def accept(self, fd: int) -> None:
+        """Take a new connection."""
+        guest = Guest(fd, self, self._pool.now() + self._seconds_max)
+        self._guests[guest] = None
+        self._pool.add(guest, GUEST)
+
+    def take_back(self, fd: int, data: bytes) -> None:
+        """Take a connection that somebody else has served so far, and `data`, its next request."""
+        guest = Guest(fd, self, self._pool.now() + self._seconds_max)
+        self._guests[guest] = None
+        self._pool.add(guest, DEAF)
+        self.heard(guest, data)
+
+    def read(self, guest: Guest) -> None:
+        """Read, and let the guest in when its request is complete."""
+        data = self._pool.read(guest.fd)
+        if not data:
+            self._drop(guest, Close.LEFT)
+            return
+        self.heard(guest, data)
+
+    def heard(self, guest: Guest, data: bytes) -> None:
+        """Go on with what a guest has sent."""
+        try:
+            request = self._request(guest, guest.rest + data if guest.rest else data)
+            if request is not None:
+                self._enter(guest, request)
+            elif guest.fd != CLOSED:
+                self._pool.arm(guest.fd, GUEST)
+        except PeerError as error:
+            self.refuse(guest, error)
+
+    def refuse(self, guest: Guest, error: PeerError) -> None:
+        """Send a guest away, saying why."""
+        if guest.fd == CLOSED:
+            return
+        self._count_out(guest, error.code)
+        after_ms = random.randint(1000, 5000) if error.code.reconnect else None
+        self._pool.farewell(guest, self._refusal(guest, error, after_ms))
+
+    @abstractmethod
+    def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
+        """Return the request to connect in `data`; keep in `guest.rest` what is behind it, or all while incomplete."""
+
+    @abstractmethod
+    def _refusal(self, guest: Guest, error: PeerError, after_ms: int | None) -> bytes:
+        """Encode a refusal."""
+
+    @abstractmethod
+    def _head(self, guest: Guest) -> bytes:
+        """Encode what comes before the first frame."""
+
+    def _enter(self, guest: Guest, request: lines.Connect, *, refreshed: bool = False) -> None:
+        """Check what is asked for, and subscribe it."""
+        self._house.admit()
+        try:
+            claims = self._house.identify(request.token, request.user)
+        except KeyUnknown:
+            if refreshed:
+                raise
+            self._house.refresh_keys(partial(self._enter_again, guest, request))
+            return
+        names = [name.encode() for name in self._allowed(request.channels, claims)]
+        done = partial(self._joined, guest, claims, names, request.position)
+        self._house.bus.join([personal(claims.user).encode(), *names], done)
+
+    def _enter_again(self, guest: Guest, request: lines.Connect) -> None:
+        if guest.fd == CLOSED:
+            return
+        try:
+            self._enter(guest, request, refreshed=True)
+        except PeerError as error:
+            self.refuse(guest, error)
+
+    def _allowed(self, channels: tuple[str, ...], claims: Claims) -> list[str]:
+        """Return `channels` without the user's own, which she has anyway. Raises: PeerError."""
+        own = personal(claims.user)
+        for channel in channels:
+            if not claims.may_subscribe(channel):
+                raise PeerError(Close.FORBIDDEN, f"not allowed to subscribe to {channel}", "channels")
+        names = [channel for channel in channels if channel != own]
+        if len(names) >= self._channels_max:
+            raise PeerError(
+                Close.TOO_MANY_CHANNELS, f"{len(names)} and the personal one, want at most {self._channels_max}", "channels"
+            )
+        return names
+
+    def _joined(
+        self, guest: Guest, claims: Claims, names: list[bytes], asked: str | None, began: bytes | None
+    ) -> None:
+        """The bus has subscribed, from position `began`; None: it is down."""
+        if guest.fd == CLOSED:
+            return
+        house, fd = self._house, guest.fd
+        del self._guests[guest]
+        guest.fd = CLOSED
+        session = Session(fd, self.lane, claims.user, house.table.gather(names) if names else ())
+        house.table.enter(session)
+        self._pool.replace(session, self.lane.armed)
+        house.opened(session, claims, began, asked, self._head(guest))
+        if guest.rest and session.fd != CLOSED:
+            house.received(session, guest.rest)
+
+    def _drop(self, guest: Guest, code: Close) -> None:
+        self._count_out(guest, code)
+        self._pool.close(guest)
+
+    def _count_out(self, guest: Guest, code: Close) -> None:
+        self._guests.pop(guest, None)
+        self._stats.handshake_failures[code] += 1
+
+
+class LinesDoor(Door):
+    """Raw TCP: the first line that is not empty connects."""
+
+    def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
+        found, rest = lines.split_lines(b"", data, limits.LINE_BYTES_MAX)
+        for index, line in enumerate(found):
+            if line:
+                request = lines.parse(line, limits.MESSAGE_BYTES_MAX)
+                if not isinstance(request, lines.Connect):
+                    raise PeerError(Close.NOT_CONNECTED, field="op")
+                guest.rest = b"\n".join([*found[index + 1 :], rest])
+                return request
+        guest.rest = rest
+        return None
+
+    def _refusal(self, guest: Guest, error: PeerError, after_ms: int | None) -> bytes:
+        return lines.close(error.code, error.reason, after_ms, error.field)
+
+    def _head(self, guest: Guest) -> bytes:
+        return b""
+
+
+class StreamDoor(Door):
+    """HTTP: `GET /events` becomes a session, everything else is handed on with the bytes already read."""
+
+    def __init__(self, house: House, lane: Lane, hand_on: Callable[[int, bytes], None]) -> None:
+        super().__init__(house, lane)
+        self._origins = house.config.origins
+        self._hand_on = hand_on
+
+    def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
+        head = sse.parse_head(data)
+        if head is None:
+            guest.rest = data
+            return None
+        if head.path != "/events" or head.method == "OPTIONS":
+            del self._guests[guest]
+            self._hand_on(self._pool.release(guest), data)
+            return None
+        guest.rest = b""  # a stream's client has nothing more to say
+        origin = head.headers.get("origin")
+        if origin is not None and (origin in self._origins or "*" in self._origins):
+            guest.origin = origin
+        return sse.connect_request(head)
+
+    def _refusal(self, guest: Guest, error: PeerError, after_ms: int | None) -> bytes:
+        if error.code.reconnect:
+            return sse.refusal(error.code, error.reason, after_ms or sse.RETRY_MS, guest.origin)
+        return sse.json_error(error, guest.origin)
+
+    def _head(self, guest: Guest) -> bytes:
+        return sse.response_head(guest.origin) + sse.FIRST
+
+
+def expire(guests: dict[Guest, None], now: float) -> None:
+    """Refuse the guests that are over their deadline; `guests` are in that order."""
+    while guests and (guest := next(iter(guests))).deadline <= now:
+        guest.door.refuse(guest, PeerError(Close.HANDSHAKE_TIMEOUT))

@@ -1,0 +1,368 @@
+"""One worker: its loop, pool, doors, sessions and router, from the first accept to the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import NamedTuple
+
+import orjson
+import uvloop
+
+from router import journal, topology
+from router.bus import Bus, Listeners
+from router.carousel import Carousel
+from router.message import Message
+from router.namespaces import personal
+from router.table import Sink, Table
+from server import handshake, limits, lines, sse
+from server.auth import Claims, Verifier
+from server.close import Close, PeerError
+from server.config import Config
+from server.drain import Drain
+from server.expiry import Expiry
+from server.handshake import Guest, LinesDoor, StreamDoor
+from server.heartbeat import Heartbeat
+from server.listener import Listener, resume_all
+from server.pool import LINES, STREAM, Lane, Pool
+from server.requests import Requests
+from server.session import CLOSED, Session
+from server.stats import Page
+from server.web import Web
+
+log = logging.getLogger("moorage.shard")
+
+_HOUSEKEEPING_SECONDS = 0.25
+_ENDS_PER_TICK = 256  # sessions that are told to leave in one tick of a drain
+
+
+class Place(NamedTuple):
+    """Where a worker stands: its number, its sockets by transport, and what it shares with its supervisor."""
+
+    number: int
+    node: str  # names this supervisor among those that share a Redis
+    tcp: list[socket.socket]
+    http: list[socket.socket]
+    page: Page
+
+
+class Shard:
+    """A worker. Nothing in it is shared with another but its page, which it alone writes."""
+
+    def __init__(self, config: Config, place: Place, redis_url: str) -> None:
+        self.config = config
+        self.place = place
+        self.loop = asyncio.get_running_loop()
+        self.stats = place.page.restore()
+        self.pool = Pool(self.stats, self, backlog_bytes_max=config.backlog_bytes_max, clock=time.monotonic)
+        self.table = Table()
+        self.carousel = Carousel(
+            self.table,
+            slice_seconds_max=limits.TURN_SECONDS_MAX,
+            on_full=self._full,
+            on_done=self.stats.fanout.observe,
+            clock=time.monotonic,
+        )
+        self.carousel.deliveries, self.carousel.writes = self.stats.deliveries, self.stats.writes
+        node = topology.parse(redis_url)
+        self.bus = Bus(
+            node,
+            journal.Keys(config.redis_prefix),
+            self.table,
+            Listeners(self._message, self._batch_done, self._control, self._restored, self._missed),
+            worker=f"{place.node}-{place.number}",
+            tls=topology.ssl_context(node) if node.tls else None,
+        )
+        self.verifier = None if config.is_open else _verifier(config)
+        self.requests = Requests(
+            self, channels_max=config.channels_per_connection_max, message_bytes_max=config.message_bytes_max
+        )
+        self.heartbeat = Heartbeat(self.pool, config.heartbeat_seconds)
+        # 25.0 is written 25: clients that read an integer exist.
+        self._heartbeat_s = int(h) if (h := config.heartbeat_seconds).is_integer() else h
+        self.expiry = Expiry()
+        self.web = Web(
+            self,
+            origins=config.origins,
+            body_bytes_max=limits.BODY_BYTES_MAX,
+            message_bytes_max=config.message_bytes_max,
+        )
+        self._tcp = Lane("tcp", lines, LINES, self.pool)
+        self._sse = Lane("sse", sse, STREAM, self.pool)
+        self.guests: dict[Guest, None] = {}
+        self._grants: dict[Session, Claims] = {}  # of those whose token narrows what they may do
+        self._opened = 0
+        self._head = b""  # the newest position this worker has seen
+        self._drain: Drain | None = None
+        self._stopped = self.loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spinning = False
+        self._lag_at_batch = False
+        self._tcp_door = LinesDoor(self, self._tcp)
+        self.http_door = StreamDoor(self, self._sse, self.web.take)
+        self._listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
+        self._listeners += [Listener(sock, self.pool, self.http_door.accept) for sock in place.http]
+
+    # Life of the worker.
+
+    async def run(self) -> None:
+        """Serve until stopped."""
+        self.loop.add_signal_handler(signal.SIGTERM, self.drain)
+        self.loop.add_signal_handler(signal.SIGINT, self.stop)
+        await self.web.start()
+        self._start(self.bus.run())
+        if self.verifier is not None:
+            self._start(self.verifier.keep_fresh())
+        self.loop.add_reader(self.pool.fileno(), self._turn)
+        for listener in self._listeners:
+            listener.open()
+        self._keep_house(time.monotonic())
+        self._beat()
+        await self._stopped
+        self._farewell()
+        self._write_page()
+
+    def ready(self) -> str:
+        """Return why no new connections should come here; "" when they may."""
+        if self._drain is not None:
+            return "draining"
+        if not self.bus.connected:
+            return "the bus is down"
+        if not self.bus.healthy():
+            return "the bus does not answer"
+        return ""
+
+    def drain(self) -> None:
+        """Ask every session to leave, spread over the drain window, then stop."""
+        if self._drain is None:
+            for listener in self._listeners:
+                listener.close()
+            self._drain = Drain(self._sessions(), time.monotonic(), self.config.drain_seconds)
+            log.info("worker %d: draining %d sessions", self.place.number, len(self._drain))
+
+    def stop(self) -> None:
+        """Stop now."""
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    # What the doors ask for.
+
+    def admit(self) -> None:
+        """Raise PeerError while nobody is let in."""
+        if self._drain is not None:
+            raise PeerError(Close.DRAINING)
+        if self.pool.is_full():
+            self.stats.sessions_refused += 1
+            raise PeerError(Close.OVERLOADED, "out of descriptors")
+
+    def identify(self, token: str | None, user: str | None) -> Claims:
+        """Return who that is. Raises: PeerError, KeyUnknown."""
+        if self.verifier is not None:
+            if token is None:
+                raise PeerError(Close.UNAUTHORIZED, "missing, want a signed token", "token")
+            return self.verifier.verify(token, time.time())
+        if user is None:
+            raise PeerError(Close.UNAUTHORIZED, "missing, want a name (this server has no secret: open mode)", "user")
+        return Claims(user)
+
+    def refresh_keys(self, then: Callable[[], None]) -> None:
+        """Fetch the keys that verify tokens, then call back."""
+        assert self.verifier is not None
+        self._start(_then(self.verifier, then))
+
+    def opened(self, session: Session, claims: Claims, began: bytes | None, asked: str | None, head: bytes) -> None:
+        """Greet a session whose stream began at position `began`, which `asked` to go on from one; `head` comes first."""
+        lane = session.lane
+        lane.sessions += 1
+        self._opened += 1
+        if claims.subscribe is not None or claims.publish is not None:
+            self._grants[session] = claims
+        self.expiry.set(session.fd, claims.expires_at)
+        position = (began or self._head).decode()
+        greeting: dict[str, object] = {
+            "user": session.user,
+            "session": f"{self.place.node}-{self.place.number}-{self._opened:x}",
+            "heartbeat_s": self._heartbeat_s,
+            "position": position,
+            "recovered": began is not None and asked in (None, position),
+            "channels": [personal(session.user), *(channel.name.decode() for channel in session.channels)],
+        }
+        session.offer(head + lane.codec.connected(greeting))
+
+    def claims(self, session: Session) -> Claims:
+        """What the session may do."""
+        return self._grants.get(session) or Claims(session.user)
+
+    def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
+        """Say goodbye and close."""
+        after_ms = random.randint(500, 5000) if code.reconnect else None
+        frame = session.lane.codec.close(code, reason or code.reason, after_ms)
+        self._forget(session, code)
+        self.pool.farewell(session, frame)
+
+    # What the pool tells.
+
+    def received(self, session: Session, data: bytes) -> None:
+        """Bytes came."""
+        self.requests.received(session, data)
+
+    def half_closed(self, session: Session) -> None:
+        """Find out whether the peer still listens: if it is gone, its kernel answers this write with a reset."""
+        session.offer(session.lane.codec.HEARTBEAT)
+
+    def lost(self, session: Session, code: Close) -> None:
+        """The peer is gone."""
+        self._forget(session, code)
+        self.pool.close(session)
+
+    # What the bus tells.
+
+    def _message(self, name: bytes, payload: bytes) -> None:
+        self.stats.received_messages += 1
+        message = journal.decode(name, payload, self._head)
+        self._head = message.position
+        if not self._lag_at_batch:  # one of a batch stands for all
+            self._lag_at_batch = True
+            self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
+        channel = self.table.find(name)
+        if channel is not None:
+            self.carousel.add(channel, message)
+
+    def _batch_done(self) -> None:
+        self._lag_at_batch = False
+        if self.carousel and not self._spinning:
+            self._spin()
+        if self.carousel.bytes_waiting > limits.WAITING_BYTES_MAX:
+            self.bus.pause(True)
+
+    def _spin(self) -> None:
+        self._spinning = self.carousel.turn()
+        if self._spinning:
+            self.loop.call_soon(self._spin)
+        if self.bus.paused and self.carousel.bytes_waiting < limits.WAITING_BYTES_MAX // 2:
+            self.bus.pause(False)
+
+    def _restored(self, position: bytes) -> None:
+        self._head = position
+        for name in self.table.names():
+            self._tell_gap(name)
+        self._batch_done()
+
+    def _missed(self, name: bytes) -> None:
+        self._tell_gap(name)
+
+    def _tell_gap(self, name: bytes) -> None:
+        channel = self.table.find(name)
+        if channel is not None:
+            self.stats.gaps_sent += len(channel.sinks)
+            self.carousel.add(channel, Message(b"gap", name, self._head, b""))
+
+    def _control(self, payload: bytes) -> None:
+        """Do what the admin process tells all workers to do."""
+        try:
+            order = orjson.loads(payload)
+            user, code = order["user"], Close.MOVED if order.get("reconnect") else Close.DISCONNECTED
+        except (ValueError, KeyError, TypeError):
+            log.error("an order on the bus that nobody understands: %.200r", payload)
+            return
+        channel = self.table.find(personal(user).encode())
+        for sink in list(channel.sinks) if channel is not None else ():
+            self._end_sink(sink, code)
+
+    def _full(self, sink: Sink) -> None:
+        self._end_sink(sink, Close.SLOW)
+
+    def _end_sink(self, sink: Sink, code: Close) -> None:
+        assert isinstance(sink, Session)
+        if sink.fd != CLOSED:
+            self.end(sink, code)
+
+    # The loop.
+
+    def _turn(self) -> None:
+        if self.pool.turn():
+            self.loop.call_soon(self._turn)
+
+    def _beat(self) -> None:
+        self.loop.call_later(self.heartbeat.tick(), self._beat)
+
+    def _keep_house(self, due: float) -> None:
+        now = time.monotonic()
+        self.stats.loop_lag.observe(max(0.0, now - due))
+        handshake.expire(self.guests, now)
+        self.pool.expire()
+        resume_all(self._listeners, now)
+        for fd in self.expiry.due(time.time()):
+            session = self.pool.peers[fd]
+            if isinstance(session, Session):
+                self.end(session, Close.EXPIRED)
+        if self._drain is not None:
+            self._drain_on(self._drain, now)
+        self._write_page()
+        self.loop.call_later(_HOUSEKEEPING_SECONDS, self._keep_house, now + _HOUSEKEEPING_SECONDS)
+
+    def _drain_on(self, drain: Drain, now: float) -> None:
+        for session in drain.due(now, _ENDS_PER_TICK):
+            self.end(session, Close.DRAINING)
+        if not drain and not self._tcp.sessions + self._sse.sessions:
+            self.stop()
+
+    def _write_page(self) -> None:
+        stats = self.stats
+        stats.connections_tcp, stats.connections_sse = self._tcp.sessions, self._sse.sessions
+        stats.handshaking = len(self.guests)
+        stats.deliveries, stats.writes = self.carousel.deliveries, self.carousel.writes
+        stats.subscriptions = len(self.table)
+        stats.bus_connected = int(self.bus.connected)
+        stats.draining = int(self._drain is not None)
+        stats.ready = int(not self.ready())
+        self.place.page.write(stats, time.monotonic(), os.getpid())
+
+    def _sessions(self) -> Iterable[Session]:
+        return (peer for peer in list(self.pool.peers) if isinstance(peer, Session))
+
+    def _forget(self, session: Session, code: Close) -> None:
+        session.lane.sessions -= 1
+        self.stats.closed[code] += 1
+        self.requests.forget(session)
+        self._grants.pop(session, None)
+        self.expiry.set(session.fd, None)
+        self.bus.leave(self.table.leave(session))
+
+    def _farewell(self) -> None:
+        for session in self._sessions():
+            self.end(session, Close.STOPPED)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _then(verifier: Verifier, then: Callable[[], None]) -> None:
+    await verifier.refresh()
+    then()
+
+
+def _verifier(config: Config) -> Verifier:
+    return Verifier.from_config(
+        config.auth_secret, config.auth_key, config.auth_audience, config.auth_issuer, time.monotonic
+    )
+
+
+def run(config: Config, place: Place, redis_url: str) -> None:
+    """Be a worker until told to stop: what a forked child does."""
+    # Sessions are freed by their reference counts. A full collection would walk every one of them to find nothing.
+    gc.set_threshold(20_000, 50, 1_000_000)
+
+    async def main() -> None:
+        await Shard(config, place, redis_url).run()
+
+    uvloop.run(main())

@@ -1,0 +1,243 @@
+"""Everything on the public HTTP port that is not a stream, served by aiohttp: publish, health, CORS, the start page.
+
+Connections come from the pool with the bytes already read. `connect_accepted_socket` followed by `data_received` would deliver
+those bytes out of order; an entry protocol hands them over at the moment the transport is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Protocol
+
+import orjson
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from router import journal
+from router.bus import Bus
+from router.pipe import Reply
+from server import limits, lines
+from server.auth import Claims, KeyUnknown
+from server.close import Close, PeerError
+from server.handshake import StreamDoor
+from server.requests import bus_fault
+from server.stats import Stats
+
+Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_STREAM_STARTS = (b"GET /events?", b"GET /events ")
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+}
+_STATUS = {
+    Close.UNAUTHORIZED: 401,
+    Close.EXPIRED: 401,
+    Close.FORBIDDEN: 403,
+    Close.NOT_FOUND: 404,
+    Close.TOO_LARGE: 413,
+}
+
+
+class House(Protocol):
+    """The worker."""
+
+    @property
+    def bus(self) -> Bus: ...
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def http_door(self) -> StreamDoor: ...
+
+    def identify(self, token: str | None, user: str | None) -> Claims:
+        """Return who that is. Raises: PeerError, KeyUnknown."""
+
+    def refresh_keys(self, then: Callable[[], None]) -> None:
+        """Fetch the keys that verify tokens, then call back."""
+
+    def ready(self) -> str:
+        """Return why no new connections should come here; "" when they may."""
+
+
+class Handler(RequestHandler):
+    """aiohttp's connection, with two things it does not do."""
+
+    house: House
+
+    def data_received(self, data: bytes) -> None:
+        """Take back a connection that was kept alive and now asks for a stream."""
+        transport = self.transport
+        if data.startswith(_STREAM_STARTS) and isinstance(transport, asyncio.Transport):
+            sock = transport.get_extra_info("socket")
+            # The transport closes its own descriptor and takes it out of the loop; the connection lives in the other.
+            fd = os.dup(sock.fileno())
+            transport.abort()
+            self.house.http_door.take_back(fd, data)
+            return
+        super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio: True keeps the transport open
+        """Answer a client that has closed its half: it may still be listening (aiohttp issue 3659)."""
+        pending = self._request_in_progress or bool(self._messages)
+        if pending:
+            self.close()  # behind the answer
+        return pending
+
+
+class Web:
+    """The aiohttp application of one worker."""
+
+    def __init__(self, house: House, *, origins: tuple[str, ...], body_bytes_max: int, message_bytes_max: int) -> None:
+        self._house = house
+        self._origins = origins
+        self._message_bytes_max = message_bytes_max
+        self._page = (files("server") / "pages" / "chat.html").read_bytes()
+        self._app = web.Application(client_max_size=body_bytes_max, middlewares=[self._guard])
+        self._app.add_routes(
+            [
+                web.get("/", self._start_page),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.post("/publish", self._publish),
+                web.options("/{path:.*}", self._preflight),
+            ]
+        )
+        self._runner = web.AppRunner(self._app, access_log=None, handle_signals=False, keepalive_timeout=75)
+        self._server: Callable[[], Handler]
+
+    async def start(self) -> None:
+        """Make the application ready to take connections."""
+        await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        Handler.house = self._house
+        self._server = lambda: Handler(server, loop=loop, access_log=None, keepalive_timeout=75)  # type: ignore[arg-type]
+
+    def take(self, fd: int, first: bytes) -> None:
+        """Serve the connection `fd`, of which `first` has been read."""
+        sock = socket.socket(fileno=fd)
+        asyncio.get_running_loop().create_task(self._take(sock, first))
+
+    async def _take(self, sock: socket.socket, first: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Entry(self._server, first), sock)
+        except OSError:
+            sock.close()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handle) -> web.StreamResponse:
+        """Turn every fault into the JSON that the contract promises, and say which web pages may read the answer."""
+        try:
+            async with asyncio.timeout(limits.REQUEST_SECONDS_MAX):
+                response = await handler(request)
+        except PeerError as error:
+            response = fault(error)
+        except TimeoutError:
+            response = fault(PeerError(Close.HANDSHAKE_TIMEOUT, "the request did not come in time"))
+        except web.HTTPRequestEntityTooLarge as error:
+            response = fault(PeerError(Close.TOO_LARGE, error.text or "", "body"))
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            response = fault(PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status)
+        origin = request.headers.get("Origin")
+        if origin is not None and (origin in self._origins or "*" in self._origins):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+        return response
+
+    async def _start_page(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        """Alive: the loop runs. A bus that is down does not make the fleet restart."""
+        return _json({"status": "ok"})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        why = self._house.ready()
+        return _json({"status": "not ready", "reason": why}, 503) if why else _json({"status": "ready"})
+
+    async def _preflight(self, request: web.Request) -> web.Response:
+        headers = {
+            "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+            "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
+            "Access-Control-Max-Age": "7200",
+        }
+        return web.Response(status=204, headers=headers)
+
+    async def _publish(self, request: web.Request) -> web.Response:
+        claims = await self._identify(request)
+        publish = lines.parse_publish(await request.read(), self._message_bytes_max)
+        if not claims.may_publish(publish.channel):
+            raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
+        members = journal.members(claims.user, time.time_ns() // 1_000_000, publish.data)
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def done(reply: Reply) -> None:
+            if not answered.done():
+                answered.set_result(reply)
+
+        self._house.bus.publish(publish.channel.encode(), members, journal.Retention(), done)
+        reply = await answered
+        if not isinstance(reply, bytes):
+            self._house.stats.publish_failures += 1
+            raise bus_fault(reply)
+        self._house.stats.published += 1
+        return _json({"position": reply.decode()})
+
+    async def _identify(self, request: web.Request) -> Claims:
+        token, user = request.query.get("token"), request.query.get("user")
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+        if scheme:
+            if scheme.lower() != "bearer" or not bearer:
+                raise PeerError(Close.UNAUTHORIZED, f"found {scheme[:16]!r}, want Bearer and a token", "Authorization")
+            token = bearer.strip()
+        if user is not None:
+            user = lines.checked_user(user)
+        try:
+            return self._house.identify(token, user)
+        except KeyUnknown:
+            fetched: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._house.refresh_keys(lambda: fetched.set_result(None))
+            await fetched
+            return self._house.identify(token, user)
+
+
+class _Entry(asyncio.Protocol):
+    """Hands a transport to aiohttp in the moment it is made, with what has been read already."""
+
+    def __init__(self, server: Callable[[], Handler], first: bytes) -> None:
+        self._server = server
+        self._first = first
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        handler = self._server()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
+        handler.data_received(self._first)
+
+
+def fault(error: PeerError, status: int | None = None) -> web.Response:
+    """Return the response that says what is wrong."""
+    body: dict[str, object] = {"code": int(error.code), "reason": error.reason}
+    if error.field is not None:
+        body["field"] = error.field
+    response = _json({"error": body}, status or _STATUS.get(error.code, 503 if error.code.reconnect else 400))
+    if response.status == 503:
+        response.headers["Retry-After"] = "2"
+    if response.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _json(body: dict[str, object], status: int = 200) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json", headers=headers)
