@@ -1,0 +1,411 @@
+"""The supervisor: listeners, fork, heartbeat, restart budget, signals, kill ladder. Nothing else.
+
+Every listening socket is made before the first fork, one per worker and address in a SO_REUSEPORT group (socket(7)), and stays
+open here: a worker that dies is replaced on the same socket, so that nobody who waits in its queue is reset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import resource
+import secrets
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+
+from setproctitle import setproctitle
+
+from router.embedded import Embedded, EmbeddedError
+from server import admin, limits, logs, shard
+from server.config import Address, Config
+from server.stats import Page, Pages
+
+log = logging.getLogger("moorage.supervisor")
+
+# Exit codes of `moorage serve`, and of its children. 2 is a configuration that cannot be used.
+OK, CRASHED, BAD_CONFIG, CANNOT_BOOT, CRASH_LOOP = range(5)
+
+_TICK_SECONDS = 0.25
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class BootError(Exception):
+    """The server cannot start; the text says why."""
+
+
+def may_restart(spent_at: list[float], now: float, *, count_max: int, window_s: float) -> bool:
+    """Record a restart at `now`; False once the window holds more than `count_max`."""
+    spent_at[:] = [at for at in spent_at if now - at < window_s] + [now]
+    return len(spent_at) <= count_max
+
+
+# Listeners.
+
+
+def listen(address: Address, count: int, config: Config) -> list[socket.socket]:
+    """Return `count` sockets that listen on `address` and share its connections. Raises: BootError."""
+    sockets: list[socket.socket] = []
+    try:
+        family, _, _, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # Without SO_REUSEPORT: a second server on this address must fail, not take half of the connections.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _only_v6(probe)
+            probe.bind(where)
+        for _ in range(count):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(sock)
+            _configure(sock, config)
+            _only_v6(sock)
+            sock.bind(sockets[0].getsockname() if len(sockets) > 1 else where)
+        for sock in sockets:
+            sock.listen(config.listen_backlog)
+            sock.setblocking(False)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise BootError(f"cannot listen on {address}: {error.strerror or error}") from None
+    return sockets
+
+
+def _only_v6(sock: socket.socket) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def _configure(sock: socket.socket, config: Config) -> None:
+    """Set what accepted sockets inherit from their listener, so that setting it costs a connection nothing: tcp(7)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.KEEPALIVE_IDLE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.KEEPALIVE_INTERVAL_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, limits.KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.user_timeout_seconds * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if config.send_buffer_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer_bytes)
+    if config.receive_buffer_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, config.receive_buffer_bytes)
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Return where `sock` listens, with the port that the kernel picked."""
+    host, port, *_ = sock.getsockname()
+    return Address(host, port)
+
+
+# Children.
+
+
+@dataclass
+class Child:
+    """A process that is to be kept running: `work` is what it does, `page` where its heartbeat shows."""
+
+    name: str
+    work: Callable[[], None]
+    keeps: list[socket.socket]
+    page: Page | None = None
+    number: int = -1
+    pid: int = 0
+    pidfd: int = -1
+    started_at: float = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        """True until it has been reaped."""
+        return self.pidfd >= 0
+
+    def kill(self, signum: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signum)
+
+    def is_silent(self, now: float) -> bool:
+        """True when its loop has not shown its clock for too long."""
+        if self.page is None or not self.is_running:
+            return False
+        return now - max(self.page.clock(), self.started_at) > limits.SILENT_SECONDS_MAX
+
+
+@dataclass
+class Supervisor:
+    """Keeps workers and the admin process running until told to stop."""
+
+    config: Config
+    children: list[Child]
+    pages: Pages
+    embedded: Embedded | None
+    spent_at: list[float] = field(default_factory=list)
+    stopping_until: float = 0.0  # 0: not stopping
+    killed: bool = False
+    exit_code: int = OK
+    announced: bool = False
+    signals: list[int] = field(default_factory=list)
+
+    def run(self, announce: Callable[[], None]) -> int:
+        """Supervise; `announce` is called once, when every worker is ready. Return the exit code."""
+        with self._signals() as wakeup:
+            for child in self.children:
+                self._spawn(child)
+            while any(child.is_running for child in self.children):
+                self._wait(wakeup)
+                now = time.monotonic()
+                self._obey(now)
+                self._reap(now)
+                self._watch(now)
+                if not self.announced and not self.stopping_until and self._all_ready():
+                    self.announced = True
+                    announce()
+        return self.exit_code
+
+    # One round.
+
+    def _wait(self, wakeup: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(wakeup, select.POLLIN)
+        for child in self.children:
+            if child.is_running:
+                poll.register(child.pidfd, select.POLLIN)
+        poll.poll(_TICK_SECONDS * 1000)
+        with contextlib.suppress(BlockingIOError):
+            self.signals += wakeup.recv(64)
+
+    def _obey(self, now: float) -> None:
+        signals, self.signals = self.signals, []
+        for signum in signals:
+            if signum == signal.SIGHUP:
+                for child in self.children:
+                    child.kill(signal.SIGHUP)
+            elif signum == signal.SIGTERM and not self.stopping_until:
+                log.info("SIGTERM: draining for at most %.0f s; once more to stop now", self.config.drain_seconds)
+                self._drain(now)
+            elif signum in (signal.SIGTERM, signal.SIGINT):
+                self._stop(now)
+
+    def _reap(self, now: float) -> None:
+        for child in self.children:
+            if not child.is_running:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                os.close(child.pidfd)
+                child.pidfd = -1
+                self._died(child, os.waitstatus_to_exitcode(status), now)
+
+    def _died(self, child: Child, code: int, now: float) -> None:
+        if self.stopping_until:
+            return
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == CANNOT_BOOT:
+            log.critical("%s could not boot: stopping", child.name)
+            self._give_up(CANNOT_BOOT, now)
+        elif may_restart(
+            self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS
+        ):
+            log.error("%s (pid %d) ended, %s: replacing it", child.name, child.pid, how)
+            if child.number >= 0:
+                self.pages.restarted(child.number)
+            self._spawn(child)
+        else:
+            log.critical(
+                "%s ended, %s: more than %d restarts in %.0f s, stopping",
+                child.name, how, limits.RESTARTS_MAX, limits.RESTART_WINDOW_SECONDS,
+            )  # fmt: skip
+            self._give_up(CRASH_LOOP, now)
+
+    def _watch(self, now: float) -> None:
+        for child in self.children:
+            if child.is_silent(now):
+                log.error("%s (pid %d) silent for %.0f s: killing it", child.name, child.pid, limits.SILENT_SECONDS_MAX)
+                child.started_at = now  # one signal is enough
+                child.kill(signal.SIGKILL)
+        if self.stopping_until:
+            self._end(now)
+        elif self.embedded is not None and not self.embedded.alive():
+            self._restart_embedded(now)
+
+    def _restart_embedded(self, now: float) -> None:
+        assert self.embedded is not None
+        if not may_restart(self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS):
+            log.critical("the embedded Valkey keeps ending: stopping")
+            self._give_up(CRASH_LOOP, now)
+            return
+        log.error("the embedded Valkey ended: starting it again")
+        try:
+            self.embedded.restart()
+        except EmbeddedError as error:
+            log.error("the embedded Valkey: %s", error)
+
+    def _all_ready(self) -> bool:
+        return all(page.read().stats.ready for page in self.pages)
+
+    # Stopping: drain, then INT, then KILL.
+
+    def _workers(self) -> list[Child]:
+        return [child for child in self.children if child.page is not None]
+
+    def _drain(self, now: float) -> None:
+        self.stopping_until = now + self.config.drain_seconds + limits.STOP_SECONDS_MAX
+        for child in self._workers():
+            child.kill(signal.SIGTERM)
+
+    def _stop(self, now: float) -> None:
+        if not self.killed:
+            self.stopping_until = now + limits.STOP_SECONDS_MAX
+            for child in self.children:
+                child.kill(signal.SIGINT)
+            self.killed = True
+
+    def _end(self, now: float) -> None:
+        """Go on stopping: the admin process goes last, so that a drain can be watched."""
+        if not any(child.is_running for child in self._workers()):
+            for child in self.children:
+                child.kill(signal.SIGINT)
+        if now < self.stopping_until:
+            return
+        if not self.killed:
+            self._stop(now)
+            return
+        for child in self.children:
+            child.kill(signal.SIGKILL)
+
+    def _give_up(self, code: int, now: float) -> None:
+        self.exit_code = code
+        self._stop(now)
+
+    # Processes.
+
+    def _spawn(self, child: Child) -> None:
+        """Fork, from the main thread: PR_SET_PDEATHSIG fires when the forking thread ends."""
+        supervisor = os.getpid()
+        child.started_at = time.monotonic()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become(child, supervisor)
+                os._exit(OK)
+            except BaseException as error:
+                if not isinstance(error, SystemExit):
+                    log.exception("%s crashed", child.name)
+                os._exit(CRASHED)
+        child.pid = pid
+        child.pidfd = os.pidfd_open(pid)
+
+    def _become(self, child: Child, supervisor: int) -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != supervisor:
+            os._exit(OK)
+        os.setpgid(0, 0)  # Ctrl-C is for the supervisor, which tells us
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
+        setproctitle(f"moorage: {child.name}")
+        for other in self.children:
+            if other.is_running:
+                os.close(other.pidfd)
+            for sock in other.keeps:
+                if sock not in child.keeps:
+                    sock.close()
+        child.work()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[socket.socket]:
+        """Let signals only enqueue: their numbers arrive on the socket that is returned."""
+        reading, writing = socket.socketpair()
+        reading.setblocking(False)
+        writing.setblocking(False)
+
+        def enqueued(_signum: int, _frame: FrameType | None) -> None:
+            pass
+
+        before = {s: signal.signal(s, enqueued) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        signal.set_wakeup_fd(writing.fileno())
+        try:
+            yield reading
+        finally:
+            signal.set_wakeup_fd(-1)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            reading.close()
+            writing.close()
+
+
+# Starting.
+
+
+def cores() -> list[int]:
+    """Return the processors this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft RLIMIT_NOFILE to the hard one, getrlimit(2); return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def serve(config: Config) -> int:
+    """Run the server until it is told to stop; return its exit code."""
+    logs.set_up(config.log_level, config.log_format)
+    setproctitle("moorage: supervisor")
+    raise_descriptor_limit()
+    try:
+        with contextlib.ExitStack() as stack:
+            return _serve(config, stack)
+    except (BootError, EmbeddedError) as error:
+        print(f"moorage: {error}", file=sys.stderr)  # noqa: T201
+        return CANNOT_BOOT
+
+
+def _serve(config: Config, stack: contextlib.ExitStack) -> int:
+    count = config.workers or len(cores())
+    tcp = [listen(address, count, config) for address in config.tcp]
+    http = [listen(address, count, config) for address in config.http]
+    admin_sockets = listen(config.admin, 1, config)
+    embedded = stack.enter_context(Embedded()) if config.redis is None else None
+    redis_url = config.redis or (embedded.url if embedded else "")
+    pages = Pages.create(count)
+    pages.supervisor_pid = os.getpid()
+    node = secrets.token_hex(3)
+    children = []
+    for number in range(count):
+        place = shard.Place(number, node, [group[number] for group in tcp], [group[number] for group in http], pages[number])
+        children.append(_worker(config, place, redis_url, pin=count <= len(cores())))
+    children.append(
+        Child("admin", lambda: admin.run(config, pages, admin_sockets, redis_url), keeps=admin_sockets)
+    )
+
+    def announce() -> None:
+        for transport, groups in (("tcp", tcp), ("http", http), ("admin", [admin_sockets])):
+            for group in groups:
+                print(transport, address_of(group[0]), file=sys.stderr)  # noqa: T201
+        print("ready", file=sys.stderr, flush=True)  # noqa: T201
+
+    # What is frozen is never looked at again by a collection, and its memory stays shared with the children.
+    gc.collect()
+    gc.freeze()
+    return Supervisor(config, children, pages, embedded).run(announce)
+
+
+def _worker(config: Config, place: shard.Place, redis_url: str, *, pin: bool) -> Child:
+    def work() -> None:
+        if pin:
+            os.sched_setaffinity(0, {cores()[place.number]})
+        shard.run(config, place, redis_url)
+
+    return Child(f"worker {place.number}", work, [*place.tcp, *place.http], place.page, place.number)
