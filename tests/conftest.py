@@ -1,0 +1,35 @@
+"""Real servers, real sockets: what the tests share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import Server
+
+from router.embedded import Embedded
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start servers with `start_server("--workers", "2", ...)`; they are stopped, and must leave nothing running."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str, env: dict[str, str] | None = None, wait: bool = True) -> Server:
+            return stack.enter_context(Server(options, env=env, wait=wait))
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server: Callable[..., Server]) -> Server:
+    """A server with two workers, in open mode, on its own embedded Valkey."""
+    return start_server("--workers", "2")
+
+
+@pytest.fixture
+def valkey() -> Iterator[Embedded]:
+    """A Valkey of this test's own."""
+    with Embedded() as embedded:
+        yield embedded
