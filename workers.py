@@ -21,12 +21,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Protocol
 
 from setproctitle import setproctitle
 
-from router.embedded import Embedded, EmbeddedError
 from server import admin, limits, logs, shard
-from server.config import Address, Config
+from server.auth import Verifier
+from server.config import Config
+from server.listener import address_of, listen
 from server.stats import Page, Pages
 
 log = logging.getLogger("moorage.supervisor")
@@ -39,70 +41,20 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class BootError(Exception):
-    """The server cannot start; the text says why."""
+class Companion(Protocol):
+    """A process that the server needs beside its own: the embedded Valkey."""
+
+    def alive(self) -> bool:
+        """True while it runs."""
+
+    def restart(self) -> None:
+        """Start it again. Raises: RuntimeError."""
 
 
 def may_restart(spent_at: list[float], now: float, *, count_max: int, window_s: float) -> bool:
     """Record a restart at `now`; False once the window holds more than `count_max`."""
     spent_at[:] = [at for at in spent_at if now - at < window_s] + [now]
     return len(spent_at) <= count_max
-
-
-# Listeners.
-
-
-def listen(address: Address, count: int, config: Config) -> list[socket.socket]:
-    """Return `count` sockets that listen on `address` and share its connections. Raises: BootError."""
-    sockets: list[socket.socket] = []
-    try:
-        family, _, _, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # Without SO_REUSEPORT: a second server on this address must fail, not take half of the connections.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _only_v6(probe)
-            probe.bind(where)
-        for _ in range(count):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(sock)
-            _configure(sock, config)
-            _only_v6(sock)
-            sock.bind(sockets[0].getsockname() if len(sockets) > 1 else where)
-        for sock in sockets:
-            sock.listen(config.listen_backlog)
-            sock.setblocking(False)
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        raise BootError(f"cannot listen on {address}: {error.strerror or error}") from None
-    return sockets
-
-
-def _only_v6(sock: socket.socket) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-
-
-def _configure(sock: socket.socket, config: Config) -> None:
-    """Set what accepted sockets inherit from their listener, so that setting it costs a connection nothing: tcp(7)."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.KEEPALIVE_IDLE_SECONDS)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.KEEPALIVE_INTERVAL_SECONDS)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, limits.KEEPALIVE_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.user_timeout_seconds * 1000))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if config.send_buffer_bytes:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer_bytes)
-    if config.receive_buffer_bytes:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, config.receive_buffer_bytes)
-
-
-def address_of(sock: socket.socket) -> Address:
-    """Return where `sock` listens, with the port that the kernel picked."""
-    host, port, *_ = sock.getsockname()
-    return Address(host, port)
 
 
 # Children.
@@ -146,7 +98,7 @@ class Supervisor:
     config: Config
     children: list[Child]
     pages: Pages
-    embedded: Embedded | None
+    companion: Companion | None
     spent_at: list[float] = field(default_factory=list)
     stopping_until: float = 0.0  # 0: not stopping
     killed: bool = False
@@ -211,9 +163,7 @@ class Supervisor:
         if code == CANNOT_BOOT:
             log.critical("%s could not boot: stopping", child.name)
             self._give_up(CANNOT_BOOT, now)
-        elif may_restart(
-            self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS
-        ):
+        elif may_restart(self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS):
             log.error("%s (pid %d) ended, %s: replacing it", child.name, child.pid, how)
             if child.number >= 0:
                 self.pages.restarted(child.number)
@@ -233,19 +183,19 @@ class Supervisor:
                 child.kill(signal.SIGKILL)
         if self.stopping_until:
             self._end(now)
-        elif self.embedded is not None and not self.embedded.alive():
-            self._restart_embedded(now)
+        elif self.companion is not None and not self.companion.alive():
+            self._restart_companion(now)
 
-    def _restart_embedded(self, now: float) -> None:
-        assert self.embedded is not None
+    def _restart_companion(self, now: float) -> None:
+        assert self.companion is not None
         if not may_restart(self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS):
             log.critical("the embedded Valkey keeps ending: stopping")
             self._give_up(CRASH_LOOP, now)
             return
         log.error("the embedded Valkey ended: starting it again")
         try:
-            self.embedded.restart()
-        except EmbeddedError as error:
+            self.companion.restart()
+        except RuntimeError as error:
             log.error("the embedded Valkey: %s", error)
 
     def _all_ready(self) -> bool:
@@ -359,36 +309,32 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
-def serve(config: Config) -> int:
-    """Run the server until it is told to stop; return its exit code."""
+def serve(config: Config, redis_url: str, companion: Companion | None = None) -> int:
+    """Run the server on the Redis at `redis_url` until it is told to stop; return its exit code.
+
+    `companion` is watched, and restarted when it ends.
+    """
     logs.set_up(config.log_level, config.log_format)
     setproctitle("moorage: supervisor")
     raise_descriptor_limit()
-    try:
-        with contextlib.ExitStack() as stack:
-            return _serve(config, stack)
-    except (BootError, EmbeddedError) as error:
-        print(f"moorage: {error}", file=sys.stderr)  # noqa: T201
-        return CANNOT_BOOT
-
-
-def _serve(config: Config, stack: contextlib.ExitStack) -> int:
     count = config.workers or len(cores())
-    tcp = [listen(address, count, config) for address in config.tcp]
-    http = [listen(address, count, config) for address in config.http]
-    admin_sockets = listen(config.admin, 1, config)
-    embedded = stack.enter_context(Embedded()) if config.redis is None else None
-    redis_url = config.redis or (embedded.url if embedded else "")
+    try:
+        verifier = None if config.is_open else shard.verifier(config)
+        tcp = [listen(address, count, config) for address in config.tcp]
+        http = [listen(address, count, config) for address in config.http]
+        admin_sockets = listen(config.admin, 1, config)
+    except (OSError, ValueError) as error:
+        log.critical("cannot start: %s", error)
+        return CANNOT_BOOT
     pages = Pages.create(count)
     pages.supervisor_pid = os.getpid()
     node = secrets.token_hex(3)
     children = []
     for number in range(count):
-        place = shard.Place(number, node, [group[number] for group in tcp], [group[number] for group in http], pages[number])
-        children.append(_worker(config, place, redis_url, pin=count <= len(cores())))
-    children.append(
-        Child("admin", lambda: admin.run(config, pages, admin_sockets, redis_url), keeps=admin_sockets)
-    )
+        mine = [group[number] for group in tcp], [group[number] for group in http]
+        place = shard.Place(number, node, *mine, pages[number])
+        children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
+    children.append(Child("admin", lambda: admin.run(config, pages, admin_sockets, redis_url), admin_sockets))
 
     def announce() -> None:
         for transport, groups in (("tcp", tcp), ("http", http), ("admin", [admin_sockets])):
@@ -399,13 +345,13 @@ def _serve(config: Config, stack: contextlib.ExitStack) -> int:
     # What is frozen is never looked at again by a collection, and its memory stays shared with the children.
     gc.collect()
     gc.freeze()
-    return Supervisor(config, children, pages, embedded).run(announce)
+    return Supervisor(config, children, pages, companion).run(announce)
 
 
-def _worker(config: Config, place: shard.Place, redis_url: str, *, pin: bool) -> Child:
+def _worker(config: Config, place: shard.Place, redis_url: str, verifier: Verifier | None, *, pin: bool) -> Child:
     def work() -> None:
         if pin:
             os.sched_setaffinity(0, {cores()[place.number]})
-        shard.run(config, place, redis_url)
+        shard.run(config, place, redis_url, verifier)
 
     return Child(f"worker {place.number}", work, [*place.tcp, *place.http], place.page, place.number)

@@ -1,7 +1,7 @@
 """A connection on its way from accept to session: who it is, what it may have, its subscriptions.
 
-A guest is armed one-shot: its first bytes disarm it. So it costs no system call to leave it alone while the bus subscribes, and
-only a guest whose request is not complete is armed again.
+A guest is put into the pool only while its request is not complete, and armed one-shot: its next bytes disarm it. So it
+costs no system call to leave it alone while the bus subscribes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server import limits, lines, sse
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
-from server.pool import DEAF, Lane, Pool
+from server.pool import Lane, Pool
 from server.session import CLOSED, Session
 
 GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
@@ -88,25 +88,27 @@ class Door(ABC):
         self._channels_max = house.config.channels_per_connection_max
 
     def accept(self, fd: int) -> None:
-        """Take a new connection."""
-        guest = Guest(fd, self, self._pool.now() + self._seconds_max)
-        self._guests[guest] = None
-        self._pool.add(guest, GUEST)
+        """Take a new connection. Often its request is there already, and the pool need not be asked to wait for it."""
+        guest = self._guest(fd)
+        data = self._pool.read(fd)
+        if data:
+            self.heard(guest, data)
+        elif data is None:
+            self._pool.put(guest, GUEST)
+        else:
+            self._drop(guest, Close.LEFT)
 
     def take_back(self, fd: int, data: bytes) -> None:
         """Take a connection that somebody else has served so far, and `data`, its next request."""
-        guest = Guest(fd, self, self._pool.now() + self._seconds_max)
-        self._guests[guest] = None
-        self._pool.add(guest, DEAF)
-        self.heard(guest, data)
+        self.heard(self._guest(fd), data)
 
     def read(self, guest: Guest) -> None:
         """Read, and let the guest in when its request is complete."""
         data = self._pool.read(guest.fd)
-        if not data:
+        if data:
+            self.heard(guest, data)
+        else:
             self._drop(guest, Close.LEFT)
-            return
-        self.heard(guest, data)
 
     def heard(self, guest: Guest, data: bytes) -> None:
         """Go on with what a guest has sent."""
@@ -115,7 +117,7 @@ class Door(ABC):
             if request is not None:
                 self._enter(guest, request)
             elif guest.fd != CLOSED:
-                self._pool.arm(guest.fd, GUEST)
+                self._pool.put(guest, GUEST)
         except PeerError as error:
             self.refuse(guest, error)
 
@@ -170,13 +172,13 @@ class Door(ABC):
         names = [channel for channel in channels if channel != own]
         if len(names) >= self._channels_max:
             raise PeerError(
-                Close.TOO_MANY_CHANNELS, f"{len(names)} and the personal one, want at most {self._channels_max}", "channels"
+                Close.TOO_MANY_CHANNELS,
+                f"{len(names)} and the personal one, want at most {self._channels_max}",
+                "channels",
             )
         return names
 
-    def _joined(
-        self, guest: Guest, claims: Claims, names: list[bytes], asked: str | None, began: bytes | None
-    ) -> None:
+    def _joined(self, guest: Guest, claims: Claims, names: list[bytes], asked: str | None, began: bytes | None) -> None:
         """The bus has subscribed, from position `began`; None: it is down."""
         if guest.fd == CLOSED:
             return
@@ -185,10 +187,15 @@ class Door(ABC):
         guest.fd = CLOSED
         session = Session(fd, self.lane, claims.user, house.table.gather(names) if names else ())
         house.table.enter(session)
-        self._pool.replace(session, self.lane.armed)
+        self._pool.put(session, self.lane.armed)
         house.opened(session, claims, began, asked, self._head(guest))
         if guest.rest and session.fd != CLOSED:
             house.received(session, guest.rest)
+
+    def _guest(self, fd: int) -> Guest:
+        guest = Guest(fd, self, self._pool.now() + self._seconds_max)
+        self._guests[guest] = None
+        return guest
 
     def _drop(self, guest: Guest, code: Close) -> None:
         self._count_out(guest, code)

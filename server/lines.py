@@ -103,7 +103,7 @@ def split_lines(rest: bytes, data: bytes, line_bytes_max: int) -> tuple[list[byt
 
 
 def parse(line: bytes, message_bytes_max: int) -> Request:
-    """Read one line that is not a heartbeat. Keys nobody asked for are ignored, null is as good as absent.
+    """Read one line that is not a heartbeat. Unknown keys are ignored; null is absent, but for `data`.
 
     `message_bytes_max` bounds the compact JSON of a publish's `data`.
     Raises: PeerError, with the field at fault and the request's id once that was read.

@@ -56,12 +56,13 @@ class Codec(Protocol):
 class Lane:
     """One transport of one worker: what its sessions share, so that none of them has to hold it."""
 
-    __slots__ = ("armed", "codec", "encode", "pool", "sessions", "transport")
+    __slots__ = ("armed", "codec", "encode", "end", "pool", "sessions", "transport")
 
     def __init__(self, transport: str, codec: Codec, armed: int, pool: Pool) -> None:
         self.transport = transport
         self.codec = codec
         self.encode = codec.message
+        self.end = codec.HEARTBEAT.lstrip(b":")  # of every frame: a heartbeat is an empty one, or a comment
         self.armed = armed
         self.pool = pool
         self.sessions = 0
@@ -127,35 +128,35 @@ class Pool:
         """True when the descriptors left are those that no session gets."""
         return len(self.peers) > self._fd_max and any(self.peers[self._fd_max :])
 
-    def add(self, peer: Peer, armed: int) -> None:
-        """Watch `peer.fd`."""
-        fd = peer.fd
-        if fd >= len(self.peers):
-            self.peers.extend([None] * (fd + 1 - len(self.peers) + (fd >> 3)))
-        self.epoll.register(fd, armed)
-        self.peers[fd] = peer
+    def put(self, peer: Peer, armed: int) -> None:
+        """Watch `peer.fd`, which may have been watched for another peer."""
+        fd, peers = peer.fd, self.peers
+        if fd >= len(peers):
+            peers.extend([None] * (fd + 1 - len(peers) + (fd >> 3)))
+        if peers[fd] is None:
+            self.epoll.register(fd, armed)
+        else:
+            self.epoll.modify(fd, armed)
+        peers[fd] = peer
 
     def arm(self, fd: int, armed: int) -> None:
         """Change what `fd` is watched for."""
         self.epoll.modify(fd, armed)
 
-    def replace(self, peer: Peer, armed: int) -> None:
-        """Let `peer` take over a descriptor that is watched for another."""
-        self.peers[peer.fd] = peer
-        self.epoll.modify(peer.fd, armed)
-
     def release(self, peer: Peer) -> int:
         """Stop watching `peer.fd` and return it, open: somebody else owns it now."""
         fd = peer.fd
-        self.epoll.unregister(fd)
-        self.peers[fd] = None
+        if self._is_watched(fd):
+            self.epoll.unregister(fd)
+            self.peers[fd] = None
         peer.fd = CLOSED
         return fd
 
     def close(self, peer: Peer) -> None:
         """Close `peer.fd`, behind the batch under way."""
         fd = self._forget(peer)
-        self.peers[fd] = None
+        if self._is_watched(fd):
+            self.peers[fd] = None
         self._buried.append(fd)
         if not self._batch:
             self._bury()
@@ -170,7 +171,7 @@ class Pool:
         if isinstance(peer, Session) and peer.backlog:
             frame = peer.backlog.frames[0] + frame
         lingering = Lingering(self._forget(peer), self, frame, self._clock() + limits.LINGER_SECONDS_MAX)
-        self.replace(lingering, LINES)
+        self.put(lingering, LINES)
         self._lingering.append(lingering)
         lingering.send()
 
@@ -239,6 +240,13 @@ class Pool:
             self.stats.backlogged_connections += 1
             self._set_armed(session, self._armed.get(session, session.lane.armed))
         if backlog.bytes + len(rest) > self._backlog_bytes_max:
+            if backlog.frames:
+                return False
+            # Of several messages in one write: the one under way is finished, or the farewell behind it could not be read.
+            end = session.lane.end
+            rest = rest[: rest.index(end) + len(end)]
+            backlog.append(rest)
+            self.stats.backlog_bytes += len(rest)
             return False
         backlog.append(rest)
         self.stats.backlog_bytes += len(rest)
@@ -279,6 +287,9 @@ class Pool:
             self.stats.backlogged_connections -= 1
             self.stats.backlog_bytes -= session.backlog.bytes
             session.backlog = None
+
+    def _is_watched(self, fd: int) -> bool:
+        return fd < len(self.peers) and self.peers[fd] is not None
 
     def _forget(self, peer: Peer) -> int:
         """Take the descriptor from `peer`."""

@@ -56,7 +56,7 @@ class Place(NamedTuple):
 class Shard:
     """A worker. Nothing in it is shared with another but its page, which it alone writes."""
 
-    def __init__(self, config: Config, place: Place, redis_url: str) -> None:
+    def __init__(self, config: Config, place: Place, redis_url: str, verifier: Verifier | None) -> None:
         self.config = config
         self.place = place
         self.loop = asyncio.get_running_loop()
@@ -80,7 +80,7 @@ class Shard:
             worker=f"{place.node}-{place.number}",
             tls=topology.ssl_context(node) if node.tls else None,
         )
-        self.verifier = None if config.is_open else _verifier(config)
+        self.verifier = verifier
         self.requests = Requests(
             self, channels_max=config.channels_per_connection_max, message_bytes_max=config.message_bytes_max
         )
@@ -351,18 +351,19 @@ async def _then(verifier: Verifier, then: Callable[[], None]) -> None:
     then()
 
 
-def _verifier(config: Config) -> Verifier:
+def verifier(config: Config) -> Verifier:
+    """Return what checks tokens. Raises: OSError, ValueError when its key cannot be used."""
     return Verifier.from_config(
         config.auth_secret, config.auth_key, config.auth_audience, config.auth_issuer, time.monotonic
     )
 
 
-def run(config: Config, place: Place, redis_url: str) -> None:
+def run(config: Config, place: Place, redis_url: str, verifier: Verifier | None) -> None:
     """Be a worker until told to stop: what a forked child does."""
     # Sessions are freed by their reference counts. A full collection would walk every one of them to find nothing.
     gc.set_threshold(20_000, 50, 1_000_000)
 
     async def main() -> None:
-        await Shard(config, place, redis_url).run()
+        await Shard(config, place, redis_url, verifier).run()
 
     uvloop.run(main())

@@ -147,7 +147,9 @@ class Web:
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            response = fault(PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status)
+            response = fault(
+                PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status
+            )
         origin = request.headers.get("Origin")
         if origin is not None and (origin in self._origins or "*" in self._origins):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -206,7 +208,7 @@ class Web:
             return self._house.identify(token, user)
         except KeyUnknown:
             fetched: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._house.refresh_keys(lambda: fetched.set_result(None))
+            self._house.refresh_keys(lambda: None if fetched.done() else fetched.set_result(None))
             await fetched
             return self._house.identify(token, user)
 

@@ -1,0 +1,7 @@
+"""`python -m commands` is `moorage`."""
+
+import sys
+
+from commands import main
+
+sys.exit(main())

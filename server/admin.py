@@ -1,0 +1,260 @@
+"""The admin process: API for backends and operators, `/metrics`, the dashboard. It costs the workers nothing.
+
+It reads their pages of shared memory, and speaks to them only over the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.resources import files
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from router import journal, topology
+from router.bus import BusDown
+from router.pipe import Refused, Unconfirmed
+from server import limits, lines, metrics
+from server.close import Close, PeerError
+from server.config import Config
+from server.gate import CHALLENGE, Gate
+from server.overview import Overview
+from server.requests import bus_fault
+from server.stats import Pages
+from server.web import fault
+
+BUS_SECONDS_MAX = 3.0  # for what one request asks of the bus
+CHANNELS_PER_PUBLISH_MAX = 1000
+SHUTDOWN_SECONDS_MAX = 1.0  # for requests that are being answered
+NOTICE_SECONDS = 1.0  # between looks at workers that are new
+
+_PAGE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def run(config: Config, pages: Pages, sockets: list[socket.socket], redis_url: str) -> None:
+    """Serve the admin port on `sockets`, bound already, until SIGINT. The whole life of a child process.
+
+    Raises: ValueError for a `redis_url` that `topology.parse` refuses.
+    """
+    asyncio.run(_run(config, pages, sockets, redis_url))
+
+
+async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis_url: str) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    # A service manager may send TERM to every process of the service. That begins a drain, which is to be watched here;
+    # the supervisor says INT when the workers are gone.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    redis = topology.client(redis_url, timeout_seconds=BUS_SECONDS_MAX)
+    app = make_app(
+        pages,
+        redis,
+        prefix=config.redis_prefix,
+        gate=Gate(config.admin.host, config.admin_key),
+        message_bytes_max=config.message_bytes_max,
+    )
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+    try:
+        await runner.setup()
+        for sock in sockets:
+            await web.SockSite(runner, sock).start()
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+        await redis.aclose()
+
+
+def make_app(
+    pages: Pages, redis: topology.Client, *, prefix: str, gate: Gate, message_bytes_max: int
+) -> web.Application:
+    """Return the application. `redis` is the caller's to close; `prefix` begins every key and channel there."""
+    return Admin(pages, redis, prefix, gate, message_bytes_max).app
+
+
+class Admin:
+    """The endpoints."""
+
+    def __init__(self, pages: Pages, redis: topology.Client, prefix: str, gate: Gate, message_bytes_max: int) -> None:
+        self._redis = redis
+        self._keys = journal.Keys(prefix)
+        self._gate = gate
+        self._message_bytes_max = message_bytes_max
+        self._overview = Overview(pages)
+        self._collector = metrics.WorkerCollector(pages)
+        self._dashboard = (files("server") / "pages" / "dashboard.html").read_bytes()
+        self.app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[self._guard])
+        self.app.cleanup_ctx.append(self._noticing)
+        self.app.add_routes(
+            [
+                web.get("/", self._start_page),
+                web.get("/healthz", self._healthz),
+                web.get("/metrics", self._metrics),
+                web.get("/api/stats", self._stats),
+                web.post("/api/publish", self._publish),
+                web.post("/api/users/{user}/disconnect", self._disconnect),
+            ]
+        )
+
+    # What stands before and beside every request.
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let in who may, and turn every fault into the JSON that the contract promises."""
+        try:
+            if request.path != "/healthz":
+                self._gate.check(request.method, request.headers)
+            async with asyncio.timeout(limits.REQUEST_SECONDS_MAX):
+                return await handler(request)
+        except PeerError as error:
+            return _refusal(error)
+        except TimeoutError:
+            return _refusal(PeerError(Close.BAD_REQUEST, "the request did not come in time", "body"), 408)
+        except web.HTTPRequestEntityTooLarge as error:
+            return _refusal(PeerError(Close.TOO_LARGE, error.text or "", "body"))
+        except web.HTTPMethodNotAllowed as error:
+            wanted = ", ".join(sorted(error.allowed_methods))
+            response = _refusal(PeerError(Close.BAD_REQUEST, f"found {request.method}, want {wanted}", "method"), 405)
+            response.headers["Allow"] = wanted
+            return response
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return _refusal(
+                PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status
+            )
+
+    async def _noticing(self, _app: web.Application) -> AsyncIterator[None]:
+        async def notice() -> None:
+            while True:
+                await asyncio.to_thread(self._collector.notice)
+                await asyncio.sleep(NOTICE_SECONDS)
+
+        task = asyncio.create_task(notice())
+        yield
+        task.cancel()
+        await asyncio.wait([task])
+
+    # What is read.
+
+    async def _start_page(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._dashboard, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        accept = ",".join(request.headers.getall("Accept", []))
+        body, content_type = await asyncio.to_thread(lambda: metrics.render(self._collector.collect(), accept))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _stats(self, _request: web.Request) -> web.Response:
+        return _json(self._overview.read(time.monotonic()))
+
+    # What is done.
+
+    async def _publish(self, request: web.Request) -> web.Response:
+        body = await _object(request)
+        data = self._data(body)
+        if "channels" not in body:
+            names = _channels([body.get("channel")], "channel")
+            return _json({"position": (await self._publish_to(names, data))[names[0]]})
+        if "channel" in body:
+            raise PeerError(Close.BAD_REQUEST, "given beside channel, want one of them", "channels")
+        return _json({"positions": await self._publish_to(_channels(body["channels"], "channels"), data)})
+
+    def _data(self, body: dict[str, Any]) -> bytes:
+        if "data" not in body:
+            raise PeerError(Close.BAD_REQUEST, "missing, want any JSON value", "data")
+        try:
+            data = orjson.dumps(body["data"])
+        except TypeError:  # orjson reads 1,024 levels and writes 254
+            raise PeerError(Close.BAD_REQUEST, "nested too deep, want at most 254 levels", "data") from None
+        if len(data) > self._message_bytes_max:
+            reason = f"{len(data)} bytes, want at most {self._message_bytes_max}"
+            raise PeerError(Close.TOO_LARGE, reason, "data")
+        return data
+
+    async def _publish_to(self, channels: tuple[str, ...], data: bytes) -> dict[str, str]:
+        """Publish to one channel after the other; return the positions. Raises: PeerError, with how far it came."""
+        members = journal.members(None, time.time_ns() // 1_000_000, data)
+        positions: dict[str, str] = {}
+        try:
+            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
+                for name in channels:
+                    args = self._keys.publish_args(name.encode(), members, journal.Retention())
+                    positions[name] = (await ask("EVAL", journal.PUBLISH, *args)).decode()
+        except (BusDown, Refused, Unconfirmed) as error:
+            refusal = bus_fault(error)
+            if positions:  # the code speaks of the rest
+                refusal.reason += f"; published to {len(positions)} of {len(channels)}, up to {list(positions)[-1]}"
+            raise refusal from error
+        return positions
+
+    async def _disconnect(self, request: web.Request) -> web.Response:
+        user = lines.checked_user(request.match_info["user"])
+        body = await _object(request) if request.can_read_body else {}
+        reconnect = body.get("reconnect", False)
+        if type(reconnect) is not bool:
+            raise PeerError(Close.BAD_REQUEST, f"found {str(reconnect)[:80]!r}, want true or false", "reconnect")
+        order = orjson.dumps({"do": "disconnect", "user": user, "reconnect": reconnect})
+        try:
+            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
+                heard = await ask("PUBLISH", self._keys.channel(b"$control"), order)
+        except (BusDown, Refused, Unconfirmed) as error:
+            raise bus_fault(error) from error
+        if not heard:
+            raise PeerError(Close.BUS_DOWN, "no worker is listening on the bus: nobody was disconnected")
+        return _json({"workers": heard})
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    """Read a JSON object. The content type keeps out forms, which a page of any site can send without being asked."""
+    if request.content_type != "application/json":
+        reason = f"found {request.content_type[:80]!r}, want application/json"
+        raise PeerError(Close.BAD_REQUEST, reason, "Content-Type")
+    try:
+        body = orjson.loads(await request.read())
+    except orjson.JSONDecodeError as error:
+        raise PeerError(Close.BAD_REQUEST, f"not JSON: {error}", "body") from None
+    if not isinstance(body, dict):
+        raise PeerError(Close.BAD_REQUEST, "want a JSON object", "body")
+    return body
+
+
+def _channels(names: object, field: str) -> tuple[str, ...]:
+    """The names, each once. Raises: PeerError."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wanted = "a string" if field == "channel" else "an array of strings"
+        raise PeerError(Close.BAD_REQUEST, f"want {wanted}", field)
+    if not 1 <= len(names) <= CHANNELS_PER_PUBLISH_MAX:
+        raise PeerError(Close.BAD_REQUEST, f"{len(names)} names, want 1 to {CHANNELS_PER_PUBLISH_MAX}", field)
+    for name in names:
+        if name.startswith("$"):
+            raise PeerError(Close.FORBIDDEN, f"{name[:80]}: names that begin with $ are the server's own", field)
+    return lines.checked_channels(names, field)
+
+
+def _json(body: dict[str, Any]) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+
+def _refusal(error: PeerError, status: int | None = None) -> web.Response:
+    response = fault(error, status)
+    if response.status == 401:
+        response.headers["WWW-Authenticate"] = CHALLENGE
+    return response
