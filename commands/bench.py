@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from bench import settings
-from bench.scenarios import SCENARIOS, measure
+from bench import scenarios, settings
+from bench.scenarios import SCENARIOS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each scenario, with the scenario's own settings as its flags."""
-    scenarios = parser.add_subparsers(dest="scenario", metavar="SCENARIO", required=True)
+    subcommands = parser.add_subparsers(dest="scenario", metavar="SCENARIO", required=True)
     for name, scenario in SCENARIOS.items():
-        one = scenarios.add_parser(name, help=scenario.about, description=scenario.about, allow_abbrev=False)
+        one = subcommands.add_parser(name, help=scenario.about, description=scenario.about, allow_abbrev=False)
         settings.add_arguments(one, scenario.settings)
         one.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -21,4 +21,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run the scenario; 0, 1 when something was lost, doubled or refused, 130 after Ctrl-C."""
     kind = SCENARIOS[args.scenario].settings
-    return measure(args.scenario, settings.from_arguments(args, kind), as_json=args.json)
+    return scenarios.run(args.scenario, settings.from_arguments(args, kind), as_json=args.json)

@@ -16,6 +16,7 @@ import psutil
 from tuning import advice, apply, emit, facts, footprint, host, plan, report
 from tuning.emit import Service
 from tuning.facts import Facts
+from tuning.finding import Finding
 from tuning.target import Target
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", action="store_true", help="print JSON")
     for one in (show, make, files):
         one.add_argument("--frugal", action="store_true", help="also lower what is wasteful")
+    for one in (show, make):
+        one.add_argument(
+            "--only", action="append", metavar="NAME", help="only this setting, e.g. net.core.somaxconn; repeats"
+        )
     for one in (make, files):
         one.add_argument("--service", default="moorage", help="name of the systemd unit, container or host group")
         one.add_argument("--user", default="moorage", help="the user the service runs as, for limits.d")
@@ -106,12 +111,23 @@ def _check(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _plan(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    steps = plan.plan(advice.findings(*_look(args)), frugal=args.frugal)
+    steps = _steps(args, advice.findings(*_look(args)))
     if args.json:
         print(json.dumps([asdict(step) for step in steps], indent=2))
     else:
         _print(report.plan(steps, _paper(environ)))
     return OK
+
+
+def _steps(args: argparse.Namespace, found: Sequence[Finding]) -> list[plan.Step]:
+    """The plan, or what --only leaves of it."""
+    steps = plan.plan(found, frugal=args.frugal)
+    if args.only is None:
+        return steps
+    known = {step.setting.key for step in plan.plan(found, frugal=True, whole=True)} | set(host.SYSCTLS)
+    if strange := [name for name in args.only if name not in known]:
+        raise BadInput(f"--only: found {strange[0]}, wanted one of {', '.join(sorted(known))}")
+    return [step for step in steps if step.setting.key in args.only]
 
 
 def _emit(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -131,7 +147,7 @@ def _apply(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return _undo(args, roots)
     known, target = _look(args)
     found = advice.findings(known, target)
-    steps = plan.plan(found, frugal=args.frugal)
+    steps = _steps(args, found)
     _print(report.plan(steps, _paper(environ)))
     if not steps and not args.persist:
         return OK

@@ -1,0 +1,1 @@
+"""Load generator and scenarios. Speaks to servers over sockets only."""

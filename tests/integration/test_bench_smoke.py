@@ -1,0 +1,133 @@
+"""Every scenario in small, as a person runs it: counts must be exact and figures there; times are not judged."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+SMALL = {
+    "idle": ["--connections", "300", "--base", "100", "--rounds", "2", "--seconds", "0.5", "--client-processes", "2"],
+    "connect": ["--connections", "60", "--rounds", "2"],
+    "fanout": ["--connections", "200", "--rounds", "2"],
+    "direct": ["--connections", "40", "--rounds", "1", "--seconds", "0.3", "--messages", "600", "--rate", "400"],
+}
+MAY_BE_ANYTHING = {"CPU us/connection", "bytes/connection"}  # noise of a few connections, and differences of two
+
+
+@contextmanager
+def bench(*arguments: str, stderr: int = subprocess.PIPE, home: str | None = None) -> Iterator[subprocess.Popen[str]]:
+    environ = {**os.environ, "TMPDIR": home} if home else None
+    command = [sys.executable, "-m", "commands", "bench", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environ, text=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def measured(*arguments: str) -> dict[str, Any]:
+    with bench(*arguments, "--json") as process:
+        output, error = process.communicate(timeout=110)
+    assert process.returncode == 0, error + output
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+@pytest.mark.parametrize("transport", ["tcp", "sse"])
+@pytest.mark.parametrize("scenario", SMALL)
+def test_a_scenario_in_small_counts_exactly(scenario: str, transport: str) -> None:
+    found = measured(scenario, *SMALL[scenario], "--transport", transport)
+    assert found["scenario"] == scenario
+    assert found["faults"] == {}
+    assert found["figures"]
+    for name, figure in found["figures"].items():
+        assert figure["min"] > 0 or figure["unit"] in MAY_BE_ANYTHING, name
+    assert found["settings"]["transport"] == transport
+    CHECKS[scenario](found["counts"], found)
+
+
+def check_idle(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts["connections open"] == 2 * 300
+    assert counts["received of one broadcast"] == 2 * 300
+    assert [point["connections"] for point in found["curve"]] == 2 * [100, 150, 200, 250, 300]
+    assert all(point["workers"] > 0 and point["others"] > 0 and point["slab"] > 0 for point in found["curve"])
+
+
+def check_connect(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert list(counts.values()) == 3 * [60 + 30]  # a warm-up as large as one round
+    assert found["figures"]["signature check alone"]["rounds"] == 2
+
+
+def check_fanout(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts["subscribers"] == 200
+    assert counts["deliveries"] == 200 * ((1 + 20) + 2 * (6 + 20))  # a warm-up; two rounds of six singles and a burst
+    assert found["figures"]["bare loop"]["rounds"] == 2
+
+
+def check_direct(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts["connections open"] == 40
+    assert 0 < counts["pairs"] <= 20
+    assert counts["messages answered"] == counts["messages received"] == 600 + 600
+    assert found["figures"]["fixed rate, latency p99"]["median"] > 0
+
+
+CHECKS = {"idle": check_idle, "connect": check_connect, "fanout": check_fanout, "direct": check_direct}
+
+
+def test_the_table_is_for_people() -> None:
+    with bench("fanout", *SMALL["fanout"]) as process:
+        output, error = process.communicate(timeout=110)
+    assert process.returncode == 0, error
+    assert "single, ratio to the bare loop, x" in output
+    assert "<= 1.15" in output
+    assert error == "", "progress is for terminals"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_everything_and_reports_what_was_measured(number: signal.Signals) -> None:
+    with holding() as (process, family):
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    found = json.loads(output)
+    assert found["interrupted"]
+    assert found["counts"]["received of one broadcast"] == 100
+    assert "user-space memory, all processes" in found["figures"]
+    _, left = psutil.wait_procs(family, timeout=20)
+    assert not left
+
+
+def test_nothing_outlives_a_bench_that_is_killed() -> None:
+    with tempfile.TemporaryDirectory() as home:  # it cannot remove its own directory
+        with holding(home) as (process, family):
+            process.kill()
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert not left
+
+
+@contextmanager
+def holding(home: str | None = None) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """Run a bench on a terminal until it says that it holds its connections; yield it and its descendants."""
+    ours, terminal = os.openpty()
+    try:
+        with bench(
+            "idle", "--connections", "100", "--rounds", "1", "--seconds", "300", "--json", stderr=terminal, home=home
+        ) as process:
+            said = b""
+            while b"holding for 300 s" not in said:
+                assert select.select([ours], [], [], 60)[0], said.decode()
+                said += os.read(ours, 4096)
+            yield process, psutil.Process(process.pid).children(recursive=True)
+    finally:
+        os.close(ours)
+        os.close(terminal)

@@ -1,0 +1,1 @@
+"""The limits of the kernel that stop a connection server: read, explained, set. Imports nothing of the server."""
