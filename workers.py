@@ -36,6 +36,7 @@ log = logging.getLogger("moorage.supervisor")
 # Exit codes of `moorage serve`, and of its children. 2 is a configuration that cannot be used.
 OK, CRASHED, BAD_CONFIG, CANNOT_BOOT, CRASH_LOOP = range(5)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK_SECONDS = 0.25
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -158,9 +159,11 @@ class Supervisor:
 
     def _died(self, child: Child, code: int, now: float) -> None:
         if self.stopping_until:
+            for sock in child.keeps:
+                sock.close()  # so that newcomers go to those who are there to answer them
             return
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if code == CANNOT_BOOT:
+        if code == CANNOT_BOOT and not self.announced:
             log.critical("%s could not boot: stopping", child.name)
             self._give_up(CANNOT_BOOT, now)
         elif may_restart(self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS):
@@ -243,15 +246,20 @@ class Supervisor:
         child.started_at = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none may reach the child while it has our handlers
         pid = os.fork()
         if pid == 0:
             try:
                 self._become(child, supervisor)
                 os._exit(OK)
+            except shard.CannotStart as error:
+                log.critical("%s cannot start: %s", child.name, error)
+                os._exit(CANNOT_BOOT)
             except BaseException as error:
                 if not isinstance(error, SystemExit):
                     log.exception("%s crashed", child.name)
                 os._exit(CRASHED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         child.pid = pid
         child.pidfd = os.pidfd_open(pid)
 
@@ -261,8 +269,10 @@ class Supervisor:
             os._exit(OK)
         os.setpgid(0, 0)  # Ctrl-C is for the supervisor, which tells us
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in _SIGNALS:
             signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it knows what to read again
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         setproctitle(f"moorage: {child.name}")
         for other in self.children:
             if other.is_running:
@@ -282,7 +292,7 @@ class Supervisor:
         def enqueued(_signum: int, _frame: FrameType | None) -> None:
             pass
 
-        before = {s: signal.signal(s, enqueued) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        before = {s: signal.signal(s, enqueued) for s in _SIGNALS}
         signal.set_wakeup_fd(writing.fileno())
         try:
             yield reading

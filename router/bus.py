@@ -1,12 +1,12 @@
 """Redis pub/sub as the bus between workers: two pipes, one that subscribes and one that publishes.
 
-Delivery. What is published while a name is joined arrives once and in the order of Redis, as long as the bus is up. The two
-pipes are up or down together: when one breaks, or a probe published to ourselves does not come back in time, both are
+Delivery. What is published while a name is joined arrives once and in the order of Redis, as long as the bus is up.
+The two pipes are up or down together: when one breaks, or probes published to ourselves do not come back, both are
 closed, every publish that waits for its answer gets `Unconfirmed`, and both are made anew after a jittered pause. Then
-everything is subscribed again and `on_restored` is called, because what was published meanwhile has been missed.
+everything is subscribed again and `restored` is called, because what was published meanwhile has been missed.
 
-The subscribing pipe speaks RESP3, where commands may stand between subscriptions. So a `join` is a SUBSCRIBE with a read of
-the journal's clock behind it: the position that returns is exactly where the subscription begins.
+The subscribing pipe speaks RESP3, where commands may stand between subscriptions. So a `join` is a SUBSCRIBE with a
+read of the journal's clock behind it: the position that returns is exactly where the subscription begins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 import random
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 from router import journal
@@ -24,8 +23,11 @@ from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
 
 log = logging.getLogger("moorage.bus")
 
+VERSION_MIN = 7  # of Redis: the scripts ask for the time before they write; all of Valkey is newer
 PROBE_SECONDS = 1.0
-DEADLINE_SECONDS = 3.0  # for a probe to come back, and for each step of connecting
+PROBES_UNANSWERED_MAX = 3  # counted, not timed: a stall of our own loop must not look like one of Redis
+DEADLINE_SECONDS = 3.0  # for each step of connecting
+STEADY_SECONDS = 5.0  # a connection that lasted this long was good: the next back-off begins anew
 LEAVE_SECONDS = 2.0  # a name without subscribers is unsubscribed after this, if it still has none
 SUBSCRIBE_CHUNK = 500
 PENDING_MAX = 20_000  # publishes that wait for an answer
@@ -93,7 +95,6 @@ class Bus:
     ) -> None:  # fmt: skip
         self.connected = False
         self.connects = 0
-        self.probed_at = 0.0  # on the loop's clock: when the newest probe that came back was sent
         self._node, self._keys, self._interest, self._tls = node, keys, interest, tls
         self._on = listeners
         self._loop = asyncio.get_running_loop()
@@ -104,24 +105,25 @@ class Bus:
         self._left: set[bytes] = set()  # unsubscribed, the answer is under way
         self._batch: list[tuple[Sequence[bytes], Callable[[bytes | None], None]]] = []  # joins of this turn
         self._fresh: list[bytes] = []  # names to subscribe for them
-        self._orphans: list[bytes] = []  # names joined while the bus was down
+        self._orphans: list[bytes] = []  # names joined while the bus was down, the table may not have them yet
         self._subscriber: Pipe | None = None
         self._publisher: Pipe | None = None
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
         self._paused = False
+        self._probes = 0  # sent
+        self._probe = 0  # the newest that came back
 
     # What the worker asks for.
 
     def healthy(self) -> bool:
         """True while a probe written to Redis keeps coming back in time."""
-        late = self._loop.time() - self.probed_at > DEADLINE_SECONDS
-        return self.connected and not self._refusal and not (late and not self._paused)
+        return self.connected and not self._refusal and self._probes - self._probe < PROBES_UNANSWERED_MAX
 
     def join(self, names: Sequence[bytes], done: Callable[[bytes | None], None]) -> None:
         """Subscribe `names`; `done` gets the position where that begins, None when the bus is down.
 
-        Those of `names` that have no subscriber in the table after `done` must be given to `leave`.
+        Those of `names` that have no subscriber in the table behind `done` are unsubscribed again.
         """
         if not self.connected:
             self._orphans += names
@@ -153,8 +155,8 @@ class Bus:
         pipe = self._publisher
         if pipe is None or not self.connected:
             done(BusDown(f"no connection to Redis at {self._node.address}"))
-        elif len(pipe) >= PENDING_MAX:
-            done(Busy(f"{PENDING_MAX} publishes are waiting for Redis"))
+        elif len(pipe) >= PENDING_MAX or pipe.full:
+            done(Busy(f"{len(pipe)} publishes are waiting for Redis"))
         elif retention is None:
             pipe.send(pack((b"PUBLISH", self._keys.channel(name), members)), done)
         else:
@@ -172,7 +174,6 @@ class Bus:
         """Stop receiving, or go on: when more is waiting for the subscribers than we want to hold."""
         if paused != self._paused and self._subscriber is not None:
             self._paused = paused
-            self.probed_at = self._loop.time()
             self._subscriber.pause(paused)
 
     @property
@@ -189,123 +190,112 @@ class Bus:
             while True:
                 try:
                     await self._connect()
-                except (OSError, Refused, Unconfirmed) as error:  # TimeoutError is an OSError
-                    self._close(f"cannot connect: {str(error) or type(error).__name__}")
+                except (OSError, ValueError, Refused, Unconfirmed) as error:  # ValueError: a host that cannot be one
+                    self._close(f"cannot connect: {str(error) or f'no answer in {DEADLINE_SECONDS:.0f} s'}")
                 else:
-                    attempt = 0
+                    since = self._loop.time()
                     await self._stay()
+                    if self._loop.time() - since > STEADY_SECONDS:
+                        attempt = 0
                 if attempt < 3 or attempt % 30 == 0:
-                    log.warning("bus at %s: %s; trying again", self._node.address, await self._lost)
+                    log.warning("bus at %s: %s; trying again", self._node.address, self._lost.result())
                 await asyncio.sleep(backoff(attempt, random.random()))
                 attempt += 1
         finally:
             self._close("stopped")
 
     async def _connect(self) -> None:
+        """Make both pipes and subscribe everything. Raises: OSError, ValueError, Refused, Unconfirmed."""
         self._lost = self._loop.create_future()
-        self._refusal, self._paused = "", False
+        self._refusal, self._paused, self._probes, self._probe = "", False, 0, 0
+        subscriber = self._subscriber = Pipe(self._pushed, self._on.batch, self._close)
+        publisher = self._publisher = Pipe(lambda _push: None, lambda: None, self._close)
         async with asyncio.timeout(DEADLINE_SECONDS):
-            self._subscriber = await self._open(self._pushed, self._on.batch)
-            self._publisher = await self._open(lambda _push: None, lambda: None)
-            await self._publisher.ask("SCRIPT", "LOAD", journal.PUBLISH)
-        self._joining.clear()
-        self._leaving.clear()
-        self._left.clear()
-        self._orphans.clear()
-        await self._subscribe([self._probe_name, b"$control"])
-        names = iter(list(self._interest.names()))
-        while chunk := list(islice(names, SUBSCRIBE_CHUNK)):
-            await self._subscribe(chunk)
-        position = await self._subscribe([])
+            await self._open(subscriber)
+            await self._open(publisher)
+            await publisher.ask("SCRIPT", "LOAD", journal.PUBLISH)
+        for names in (self._joining, self._left, self._orphans):
+            names.clear()
+        await self._subscribe(subscriber, [self._probe_name, b"$control"])
+        self._leaving.clear()  # together with the look at the table: only what has been subscribed can be left
+        position = await self._subscribe(subscriber, list(self._interest.names()))
         while orphans := self._orphans:  # joined while we were at it
             self._orphans = []
-            position = await self._subscribe(orphans)
+            position = await self._subscribe(subscriber, orphans)
+            self.leave(orphans)  # some were joined for somebody who has gone since
+        if self._lost.done():  # in the very turn in which the last answer came
+            raise Unconfirmed(self._lost.result())
         self.connected = True
         self.connects += 1
-        self.probed_at = self._loop.time()
         log.info("bus at %s: connected", self._node.address)
         self._on.restored(position)
 
-    async def _open(self, on_push: Callable[[Sequence[bytes]], None], on_batch: Callable[[], None]) -> Pipe:
+    async def _open(self, pipe: Pipe) -> None:
         node = self._node
-
-        def factory() -> Pipe:
-            return Pipe(on_push, on_batch, self._close)
-
         if node.path:
-            _, pipe = await self._loop.create_unix_connection(factory, node.path)
+            await self._loop.create_unix_connection(lambda: pipe, node.path)
         else:
-            _, pipe = await self._loop.create_connection(factory, node.host, node.port, ssl=self._tls)
+            await self._loop.create_connection(lambda: pipe, node.host, node.port, ssl=self._tls)
         auth = ("AUTH", node.username or "default", node.password) if node.password else ()
-        try:
-            await pipe.ask("HELLO", 3, *auth, "SETNAME", "moorage" + self._probe_name.decode().replace("$probe", ""))
-            if node.database:
-                await pipe.ask("SELECT", node.database)
-        except BaseException:
-            pipe.close("not finished")
-            raise
-        return pipe
+        name = "moorage" + self._probe_name.decode().replace("$probe", "")
+        _check_version(await pipe.ask("HELLO", 3, *auth, "SETNAME", name))
+        if node.database:
+            await pipe.ask("SELECT", node.database)
 
-    async def _subscribe(self, names: Sequence[bytes]) -> bytes:
+    async def _subscribe(self, pipe: Pipe, names: Sequence[bytes]) -> bytes:
         """Subscribe `names` and wait until that is done; return the position then."""
-        pipe = self._subscriber
-        assert pipe is not None
-        if names:
-            pipe.push(pack((b"SUBSCRIBE", *map(self._keys.channel, names))))
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            position = await pipe.ask(b"EVAL", journal.NOW, *self._keys.now_args())
+        position: Reply = b""
+        for start in range(0, len(names) or 1, SUBSCRIBE_CHUNK):
+            self._push(pipe, b"SUBSCRIBE", names[start : start + SUBSCRIBE_CHUNK])
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                position = await pipe.ask(b"EVAL", journal.NOW, *self._keys.now_args())
         assert isinstance(position, bytes)
         return position
 
     async def _stay(self) -> None:
         """Probe until the connection is lost."""
         while not self._lost.done():
-            now = self._loop.time()
-            if self._paused:
-                self.probed_at = now
-            if now - self.probed_at > DEADLINE_SECONDS:
-                self._close(f"no answer for {DEADLINE_SECONDS:.0f} s")
+            if self._probes - self._probe >= PROBES_UNANSWERED_MAX:
+                self._close(f"{PROBES_UNANSWERED_MAX} probes, one every {PROBE_SECONDS:g} s, did not come back")
                 break
-            self._send_probe(now)
-            self._send_leaves(now)
+            self._send_probe()
+            self._send_leaves()
             await asyncio.wait([self._lost], timeout=PROBE_SECONDS)
 
     def _close(self, why: str) -> None:
         """Take the bus down; everything that waits is answered."""
-        if self._lost.done():
-            return
-        self._lost.set_result(why)
+        if not self._lost.done():
+            self._lost.set_result(why)
         self.connected = False
-        for pipe in (self._subscriber, self._publisher):
+        pipes = self._subscriber, self._publisher
+        self._subscriber = self._publisher = None
+        for pipe in pipes:
             if pipe is not None:
                 pipe.close(why)
-        self._subscriber = self._publisher = None
         batch, self._batch = self._batch, []
         self._fresh.clear()
-        for names, done in batch:
-            self._orphans += names
+        for _, done in batch:
             done(None)
 
     # The pipes.
+
+    def _push(self, pipe: Pipe, verb: bytes, names: Sequence[bytes]) -> None:
+        for start in range(0, len(names), SUBSCRIBE_CHUNK):
+            pipe.push(pack((verb, *map(self._keys.channel, names[start : start + SUBSCRIBE_CHUNK]))))
 
     def _send_joins(self) -> None:
         pipe = self._subscriber
         batch, self._batch = self._batch, []
         if pipe is None or not batch:
             return
-        for start in range(0, len(self._fresh), SUBSCRIBE_CHUNK):
-            chunk = self._fresh[start : start + SUBSCRIBE_CHUNK]
-            pipe.push(pack((b"SUBSCRIBE", *map(self._keys.channel, chunk))))
+        self._push(pipe, b"SUBSCRIBE", self._fresh)
         self._fresh.clear()
 
         def joined(reply: Reply) -> None:
-            position = reply if isinstance(reply, bytes) else None
             if isinstance(reply, Refused):
                 self._refuse(str(reply))
             for names, done in batch:
-                if position is None:
-                    self._orphans += names
-                done(position)
+                done(reply if isinstance(reply, bytes) else None)
                 for name in names:
                     left = self._joining.get(name, 1) - 1
                     if left > 0:
@@ -313,58 +303,78 @@ class Bus:
                     else:
                         self._joining.pop(name, None)
             # only now can a name be seen to have been joined for nobody
-            self.leave(name for names, _ in batch for name in names if name not in self._interest)
+            self.leave(name for names, _ in batch for name in names)
 
         pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), joined)
 
-    def _send_leaves(self, now: float) -> None:
+    def _send_leaves(self) -> None:
+        now = self._loop.time()
         due = [name for name, since in self._leaving.items() if now - since >= LEAVE_SECONDS]
         for name in due:
             del self._leaving[name]
         names = [name for name in due if name not in self._interest and name not in self._joining]
         self._left.update(names)
-        for start in range(0, len(names), SUBSCRIBE_CHUNK):
-            if self._subscriber is not None:
-                chunk = names[start : start + SUBSCRIBE_CHUNK]
-                self._subscriber.push(pack((b"UNSUBSCRIBE", *map(self._keys.channel, chunk))))
+        if self._subscriber is not None:
+            self._push(self._subscriber, b"UNSUBSCRIBE", names)
 
-    def _send_probe(self, now: float) -> None:
+    def _send_probe(self) -> None:
         """Publish to ourselves, by way of a write: a Redis that refuses writes does not deliver either."""
         pipe = self._publisher
         if pipe is None:
             return
+        self._probes += 1
+        probe = self._probes
 
         def written(reply: Reply) -> None:
-            if isinstance(reply, Refused):
-                self._refuse(str(reply))
-            else:
-                self._refusal = ""
+            if not isinstance(reply, Unconfirmed):
+                self._refuse(str(reply) if isinstance(reply, Refused) else "")
+            if self._paused:  # we do not read on the pipe where it comes back
+                self._probe = max(self._probe, probe)
 
         pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), written)
-        pipe.send(pack((b"PUBLISH", self._keys.channel(self._probe_name), b"%r" % now)))
+        pipe.send(pack((b"PUBLISH", self._keys.channel(self._probe_name), b"%d" % probe)))
 
     def _refuse(self, refusal: str) -> None:
-        if refusal != self._refusal:
+        if refusal and refusal != self._refusal:
             log.error("bus at %s: Redis refuses writes: %s", self._node.address, refusal)
+        elif self._refusal and not refusal:
+            log.info("bus at %s: Redis takes writes again", self._node.address)
         self._refusal = refusal
 
     def _pushed(self, push: Sequence[bytes]) -> None:
         kind = push[0]
         if kind == b"message":
             name = push[1][self._prefix_bytes :]
-            if name[:1] != b"$":
-                self._on.message(name, push[2])
-            elif name == self._probe_name:
-                self.probed_at = max(self.probed_at, float(push[2]))
-            else:
-                self._on.control(push[2])
+            try:
+                if name[:1] != b"$":
+                    self._on.message(name, push[2])
+                elif name == self._probe_name:
+                    self._probe = max(self._probe, int(push[2]))
+                else:
+                    self._on.control(push[2])
+            except ValueError:  # others may publish there, and what they send must not break the pipe
+                log.exception("bus at %s: on %r came no message of ours: %.200r", self._node.address, name, push[2])
         elif kind == b"unsubscribe":
             self._unsubscribed(push[1][self._prefix_bytes :])
 
     def _unsubscribed(self, name: bytes) -> None:
+        pipe = self._subscriber
         if name in self._left:
             self._left.discard(name)
-        elif name in self._interest and self._subscriber is not None:  # nobody asked for this
+        elif pipe is not None and (name in self._interest or name in self._joining):  # nobody asked for this
             log.warning("bus at %s: unsubscribed from %r without being asked", self._node.address, name)
-            self._subscriber.push(pack((b"SUBSCRIBE", self._keys.channel(name))))
-            self._on.missed(name)
+
+            def joined(reply: Reply) -> None:
+                if isinstance(reply, bytes):
+                    self._on.missed(name)
+
+            self._push(pipe, b"SUBSCRIBE", [name])
+            pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), joined)
+
+
+def _check_version(hello: Reply) -> None:
+    """Raise Refused when the server that said `hello` is too old."""
+    version = hello.get(b"version", b"") if isinstance(hello, dict) else b""
+    major = version.partition(b".")[0]
+    if major.isdigit() and int(major) < VERSION_MIN:
+        raise Refused(f"found Redis {version.decode()}, want Redis {VERSION_MIN} or newer, or Valkey")

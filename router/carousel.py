@@ -1,21 +1,22 @@
 """Fan-out in slices: every subscriber's turn sends, as one write, all it has not had yet.
 
-A channel with messages to send has a `Round`. The carousel gives each round a turn of a few sinks, so that a broadcast to a
-hundred thousand does not hold up a message to one, and stops after a slice of time so that the loop can accept, read and
-receive. While a round walks, new messages join its log: the sinks it has not reached yet get them in the same write, the
-ones it has already served form a new cohort behind. So latency is bounded by one walk over the subscribers, and under load
-the cost of a message falls.
+A channel with messages to send has a `Round`. The carousel gives each round a turn of a few sinks, so that a broadcast
+to a hundred thousand does not hold up a message to one, and stops after a slice of time so that the loop can accept,
+read and receive. While a round walks, new messages join its log: the sinks it has not reached yet get them in the same
+write, the ones it has already served form a new cohort behind. So latency is bounded by one walk over the subscribers,
+and under load the cost of a message falls.
 
-Order. One position covers all channels of a connection: a client that has seen position 7 will never ask for 6. A sink must
-therefore get its messages in order of arrival over *all* its channels. So whenever a sink is served while several rounds
-are under way, what the other rounds still owe it is merged into the same write.
+Order. One position covers all channels of a connection: a client that has seen position 7 will never ask for 6. A sink
+must therefore get its messages in order of arrival over *all* its channels. So whenever a sink is served while several
+rounds are under way, what the other rounds still owe it is merged into the same write.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import itemgetter
 
 from router.message import Message
@@ -24,7 +25,64 @@ from router.table import Channel, Lane, Sink, Table
 _SINKS_PER_TURN = 64  # of one round, before the next round has its turn: about half a millisecond
 _SINKS_PER_CLOCK = 16  # sinks served between two looks at the clock
 
-Numbered = tuple[int, Message]  # a message with its number in order of arrival at this worker
+# A message with its number in order of arrival at this worker, and its frame in each lane that has needed it.
+Entry = tuple[int, Message, dict[Lane, bytes]]
+Debt = tuple["Round", int]  # what a round owes a sink: its log from that number on
+
+_number_of = itemgetter(0)
+
+
+class Cohort:
+    """Sinks that are equally far: all of them lack a round's log from `number` on, since the time `since_s`.
+
+    They are served in the order in which they came, which is about the order in which they and their sockets lie in
+    memory. An index of who is in it is made only when somebody has to be found: keeping one would cost a broadcast a
+    tenth more, because between two writes to sockets the processor's caches are the kernel's.
+    """
+
+    __slots__ = ("_index", "_order", "number", "since_s")
+
+    def __init__(self, sinks: Iterable[Sink] = ()) -> None:
+        self.number = 0
+        self.since_s = 0.0
+        self._order = list(sinks)
+        self._index: set[Sink] | None = None  # when there is one, it tells who of the order is still in
+
+    def __len__(self) -> int:
+        return len(self._order if self._index is None else self._index)
+
+    def __iter__(self) -> Iterator[Sink]:
+        return iter(self._order if self._index is None else self._index)
+
+    def lack(self, number: int, now: float) -> None:
+        """Note that all lack the log from `number` on; from here on sinks only leave."""
+        self.number, self.since_s = number, now
+        self._order.reverse()  # the first to be served comes last, where a list is short of it at no cost
+
+    def extend(self, sinks: Collection[Sink]) -> None:
+        """Add sinks that are not in."""
+        self._order += sinks
+        if self._index is not None:
+            self._index.update(sinks)
+
+    def discard(self, sink: Sink) -> bool:
+        """Take one sink out; False when it is not in."""
+        if self._index is None:
+            self._index = set(self._order)
+        if sink not in self._index:
+            return False
+        self._index.remove(sink)
+        return True
+
+    def take(self, count: int) -> list[Sink]:
+        """Take at most `count` sinks out, in order."""
+        batch = self._order[-count:]
+        del self._order[-count:]
+        batch.reverse()
+        if self._index is not None:
+            batch = [sink for sink in dict.fromkeys(batch) if sink in self._index]
+            self._index.difference_update(batch)
+        return batch
 
 
 class Round:
@@ -34,67 +92,59 @@ class Round:
     `fresh`, who lack nothing. `cohorts` are in order of that number, so the front one is the furthest behind.
     """
 
-    __slots__ = ("channel", "cohorts", "fresh", "log", "payloads", "started_s")
+    __slots__ = ("channel", "cohorts", "fresh", "log")
 
-    def __init__(self, channel: Channel, now: float) -> None:
+    def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.log: list[Numbered] = []
-        self.cohorts: deque[tuple[int, set[Sink]]] = deque()
-        self.fresh: set[Sink] = set(channel.sinks)
-        self.payloads: dict[Lane, bytes] = {}  # of the front cohort, with the log as it is now
-        self.started_s = now
+        self.log: list[Entry] = []
+        self.cohorts: list[Cohort] = []
+        self.fresh = Cohort(channel.sinks)
 
-    def append(self, number: int, message: Message) -> None:
+    def append(self, number: int, message: Message, now: float) -> None:
         """Add a message: whoever lacked nothing now lacks this one."""
-        self.log.append((number, message))
-        self.payloads.clear()
+        self.log.append((number, message, {}))
         if self.fresh:
-            self.cohorts.append((number, self.fresh))
-            self.fresh = set()
+            self.fresh.lack(number, now)
+            self.cohorts.append(self.fresh)
+            self.fresh = Cohort()
 
-    def lacks(self, sink: Sink) -> int:
-        """Return the number from which on `sink` lacks the log; 0 when it lacks nothing."""
-        for number, cohort in self.cohorts:
-            if sink in cohort:
-                return number
+    def since(self, number: int) -> list[Entry]:
+        """Return the log from `number` on; not to be changed."""
+        log = self.log
+        return log if log[0][0] >= number else log[bisect_left(log, number, key=_number_of) :]
+
+    def add(self, sink: Sink) -> None:
+        """Count in a new subscriber: it lacks nothing of what was before it came."""
+        self.fresh.extend((sink,))
+
+    def take(self, sink: Sink) -> int:
+        """Return the number from which on `sink` lacks the log, and count it as served; 0 when it lacks nothing."""
+        for cohort in self.cohorts:
+            if cohort.discard(sink):
+                self.add(sink)
+                return cohort.number
         return 0
-
-    def since(self, number: int) -> list[Numbered]:
-        """Return the log from `number` on."""
-        return [entry for entry in self.log if entry[0] >= number]
-
-    def take(self, sink: Sink) -> list[Numbered]:
-        """Return what `sink` lacks, and count it as served."""
-        number = self.lacks(sink)
-        if not number:
-            return []
-        self.discard(sink)
-        self.fresh.add(sink)
-        return self.since(number)
 
     def discard(self, sink: Sink) -> None:
         """Forget a sink that has left."""
-        self.fresh.discard(sink)
-        for _, cohort in self.cohorts:
-            cohort.discard(sink)
+        if not self.fresh.discard(sink):
+            any(cohort.discard(sink) for cohort in self.cohorts)
 
-    def advance(self) -> list[Numbered]:
-        """Drop the cohorts that are served, and return the part of the log that nobody lacks any more."""
+    def advance(self) -> list[Entry]:
+        """Drop the cohorts in front that are served, and return the part of the log that nobody lacks any more."""
         cohorts = self.cohorts
-        if cohorts and cohorts[0][1]:
-            return []
-        while cohorts and not cohorts[0][1]:
-            cohorts.popleft()
-        self.payloads.clear()
+        while cohorts and not cohorts[0]:
+            del cohorts[0]
         done = self.log
-        self.log = self.since(cohorts[0][0]) if cohorts else []
+        self.log = self.since(cohorts[0].number) if cohorts else []
         return done[: len(done) - len(self.log)]
 
 
 class Carousel:
     """All rounds of one worker.
 
-    `on_full(sink)` is told of a sink that had no room and may unsubscribe it; `on_done(seconds)` how long a round took.
+    `on_full(sink)` is told of a sink that had no room and may unsubscribe it; `on_done(seconds)` how long it took until
+    everybody who was subscribed to a message had it.
     """
 
     def __init__(
@@ -125,79 +175,89 @@ class Carousel:
         self._number += 1
         current = channel.round
         if current is None:
-            current = channel.round = Round(channel, self._clock())
+            current = channel.round = Round(channel)
             self._rounds.append(current)
-        current.append(self._number, message)
+        current.append(self._number, message, self._clock())
         self.bytes_waiting += len(message.members)
 
     def turn(self) -> bool:
         """Serve for at most one slice of time; True when there is more to do."""
         deadline = self._clock() + self._slice_s
         rounds = self._rounds
+        in_time = True
         while rounds:
             current = rounds[0]
-            for _, message in current.advance():
-                self.bytes_waiting -= len(message.members)
-            if not current.cohorts:
+            if self._is_served(current):
                 rounds.popleft()
-                self._end(current)
-                continue
-            serve = self._serve if len(rounds) == 1 else self._serve_merging
-            if not serve(current, deadline):
+                current.channel.round = None
+                self._table.settle(current.channel)
+            elif in_time:
+                in_time = (self._serve if len(rounds) == 1 else self._serve_merging)(current, deadline)
+                rounds.rotate(-1)  # out of time or not: its next turn comes behind everybody else's
+            else:
                 return True
-            rounds.rotate(-1)
         return False
 
     def flush(self, sink: Sink) -> None:
         """Serve `sink` everything that any round still owes it, so that what is offered next comes after."""
         if self._rounds:
-            owed = self._owed(sink)
-            if owed:
-                self._offer(sink, _join(sink.lane, owed), len(owed))
+            debts = self._take(sink)
+            if debts:
+                self._offer(sink, *_payload(sink.lane, debts))
+
+    def _is_served(self, current: Round) -> bool:
+        """Drop what nobody lacks any more of `current`; True when nothing is left."""
+        cohorts = current.cohorts
+        if cohorts:
+            if cohorts[0]:
+                return False
+            self._on_done(self._clock() - cohorts[0].since_s)
+        for _, message, _ in current.advance():
+            self.bytes_waiting -= len(message.members)
+        return not cohorts
 
     def _serve(self, current: Round, deadline: float) -> bool:
         """Serve the front cohort of the only round; False when time is up."""
-        number, cohort = current.cohorts[0]
-        owed = current.since(number)
-        clock, payloads, served, pop = self._clock, current.payloads, current.fresh.add, cohort.pop
+        cohort = current.cohorts[0]
+        debts: list[Debt] = [(current, cohort.number)]
+        payloads: dict[Lane, bytes] = {}
+        count = 0
         full: list[Sink] = []
         in_time = True
         while cohort and in_time:
-            batch = min(len(cohort), _SINKS_PER_CLOCK)
-            for _ in range(batch):
-                sink = pop()
+            batch = cohort.take(_SINKS_PER_CLOCK)
+            current.fresh.extend(batch)  # counted as served before they are: nothing between two writes but writes
+            for sink in batch:
                 lane = sink.lane
                 payload = payloads.get(lane)
                 if payload is None:
-                    payload = payloads[lane] = _join(lane, owed)
+                    payload, count = _payload(lane, debts)
+                    payloads[lane] = payload
                 if not sink.offer(payload):
                     full.append(sink)
-                served(sink)
-            self.writes += batch
-            self.deliveries += len(owed) * batch
-            in_time = clock() < deadline
+            self.writes += len(batch)
+            self.deliveries += count * len(batch)
+            in_time = self._clock() < deadline
         for sink in full:
             self._on_full(sink)
         return in_time
 
     def _serve_merging(self, current: Round, deadline: float) -> bool:
         """Serve a few sinks of the front cohort, each with what the other rounds owe it too; False when time is up."""
-        number, cohort = current.cohorts[0]
-        owed = current.since(number)
+        cohort = current.cohorts[0]
+        here: Debt = (current, cohort.number)
+        payloads: dict[tuple[object, ...], tuple[bytes, int]] = {}  # neighbours often share all their channels
         for turn in range(1, _SINKS_PER_TURN + 1):
             if not cohort:  # closing a sink that was full may have taken others with it
                 break
-            sink = cohort.pop()
-            current.fresh.add(sink)
-            elsewhere = self._owed(sink)
-            if elsewhere:
-                merged = sorted(owed + elsewhere, key=itemgetter(0))
-                self._offer(sink, _join(sink.lane, merged), len(merged))
-            else:
-                payload = current.payloads.get(sink.lane)
-                if payload is None:
-                    payload = current.payloads[sink.lane] = _join(sink.lane, owed)
-                self._offer(sink, payload, len(owed))
+            for sink in cohort.take(1):
+                current.add(sink)
+                debts = [here, *self._take(sink)]
+                key = (self._number, sink.lane, *debts)
+                found = payloads.get(key)
+                if found is None:
+                    found = payloads[key] = _payload(sink.lane, debts)
+                self._offer(sink, *found)
             if turn % _SINKS_PER_CLOCK == 0 and self._clock() >= deadline:
                 return False
         return self._clock() < deadline
@@ -208,30 +268,26 @@ class Carousel:
         if not sink.offer(payload):
             self._on_full(sink)
 
-    def _rounds_of(self, sink: Sink) -> Iterator[Round]:
-        personal = self._table.personal_round(sink.user)
-        if personal is not None:
-            yield personal
-        for channel in sink.channels:
-            if channel.round is not None:
-                yield channel.round
-
-    def _owed(self, sink: Sink) -> list[Numbered]:
-        """Take, from every round, what it owes `sink`, in order of arrival."""
-        owed: list[Numbered] = []
-        for each in self._rounds_of(sink):
-            owed += each.take(sink)
-        owed.sort(key=itemgetter(0))
-        return owed
-
-    def _end(self, done: Round) -> None:
-        done.channel.round = None
-        self._table.settle(done.channel)
-        self._on_done(self._clock() - done.started_s)
+    def _take(self, sink: Sink) -> list[Debt]:
+        """Return what every round owes `sink`, and count it as served."""
+        debts = []
+        for channel in (*sink.channels, self._table.users.get(sink.user)):
+            if isinstance(channel, Channel) and channel.round is not None:
+                number = channel.round.take(sink)
+                if number:
+                    debts.append((channel.round, number))
+        return debts
 
 
-def _join(lane: Lane, entries: list[Numbered]) -> bytes:
-    encode = lane.encode
-    if len(entries) == 1:
-        return encode(entries[0][1])
-    return b"".join([encode(message) for _, message in entries])
+def _payload(lane: Lane, debts: list[Debt]) -> tuple[bytes, int]:
+    """Return all messages that are owed, in order of arrival and as one piece, and how many they are."""
+    entries = [entry for owing, number in debts for entry in owing.since(number)]
+    if len(debts) > 1:
+        entries.sort(key=_number_of)
+    frames = []
+    for _, message, encoded in entries:
+        frame = encoded.get(lane)
+        if frame is None:
+            frame = encoded[lane] = lane.encode(message)
+        frames.append(frame)
+    return frames[0] if len(frames) == 1 else b"".join(frames), len(frames)

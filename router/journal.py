@@ -1,8 +1,8 @@
 """Durable channels: every message has a position, and is kept for a while.
 
-A position is `epoch-milliseconds-number`. The number is one sequence for the whole Redis, so one position covers all channels
-of a connection; milliseconds, which never run backwards, let a stream be trimmed by age; the epoch is drawn when Redis has
-no clock, which is when it has lost its data. On the bus a message is
+A position is `epoch-milliseconds-number`. The number is one sequence for the whole Redis, so one position covers all
+channels of a connection; milliseconds, which never run backwards, let a stream be trimmed by age; the epoch is drawn
+when Redis has no clock, which is when it has lost its data. On the bus a message is
 
     b'<position> <id of the one before it in its channel> <members>'      durable
     b'<members>'                                                          live-only: members begin with a comma
@@ -13,7 +13,7 @@ where members are the JSON members that follow the position in every wire format
 from __future__ import annotations
 
 import hashlib
-import secrets
+import random
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ class Keys:
 
 def fresh_epoch() -> bytes:
     """Draw the name of an epoch, used only where Redis has none."""
-    return secrets.token_hex(4).encode()
+    return b"%08x" % random.getrandbits(32)  # reseeded in every forked worker
 
 
 def members(sender: str | None, at_ms: int, data: bytes) -> bytes:
@@ -79,7 +79,10 @@ def members(sender: str | None, at_ms: int, data: bytes) -> bytes:
 
 
 def decode(name: bytes, payload: bytes, head: bytes) -> Message:
-    """Return the message that came for channel `name`; a live-only one carries `head`, the newest position seen here."""
+    """Return the message that came for channel `name`; a live-only one carries `head`, the newest position seen here.
+
+    Raises: ValueError when it is not one of ours.
+    """
     if payload[:1] == b",":
         return Message(b"message", name, head, payload)
     position, _before, rest = payload.split(b" ", 2)

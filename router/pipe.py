@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import hiredis
 
@@ -24,6 +25,8 @@ Command = tuple[bytes | str | int, ...]
 
 pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub says: one argument
 
+UNSENT_BYTES_MAX = 16 * 1024 * 1024  # queued by us, not taken by the kernel: past it, the pipe is `full`
+
 
 class Pipe(asyncio.Protocol):
     """A connection to Redis.
@@ -38,23 +41,34 @@ class Pipe(asyncio.Protocol):
         on_batch: Callable[[], None],
         on_lost: Callable[[str], None],
     ) -> None:
+        self.full = False  # Redis reads slower than we write
         self._on_push, self._on_batch, self._on_lost = on_push, on_batch, on_lost
         self._reader = hiredis.Reader(protocolError=Refused, replyError=Refused)
         self._out: list[bytes] = []
         self._waiting: deque[Done | None] = deque()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._closed: str | None = None  # why
 
     def __len__(self) -> int:
         """How many answers are waited for."""
         return len(self._waiting)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = transport  # type: ignore[assignment]  # uvloop's transports are not asyncio.Transport
+        """Keep the transport, unless nobody wants it any more."""
+        opened = cast(asyncio.Transport, transport)  # uvloop's transports are not
+        if self._closed is not None:
+            opened.abort()
+            return
+        opened.set_write_buffer_limits(UNSENT_BYTES_MAX)
+        self._transport = opened
 
     def send(self, command: bytes, done: Done | None = None) -> None:
-        """Queue a packed command that has exactly one reply, which `done` gets."""
+        """Queue a packed command that has exactly one reply, which `done` gets: at once `Unconfirmed` when closed."""
+        if self._closed is not None:
+            if done is not None:
+                done(Unconfirmed(self._closed))
+            return
         self._waiting.append(done)
         self.push(command)
 
@@ -98,12 +112,22 @@ class Pipe(asyncio.Protocol):
         """Fail whatever waits for an answer."""
         self.close(str(exc) if exc else "closed by Redis")
 
+    def pause_writing(self) -> None:
+        """Too much is waiting to be written."""
+        self.full = True
+
+    def resume_writing(self) -> None:
+        """Redis has caught up."""
+        self.full = False
+
     def close(self, why: str) -> None:
         """Close the pipe; whatever waits for an answer gets `Unconfirmed`."""
-        if self._transport is None:
+        if self._closed is not None:
             return
-        self._transport.abort()
-        self._transport = None
+        self._closed = why
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
         self._out.clear()
         waiting, self._waiting = self._waiting, deque()
         for done in waiting:
@@ -121,5 +145,5 @@ class Pipe(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None:
+        if self._transport is not None and out:
             self._transport.write(b"".join(out))

@@ -1,6 +1,7 @@
 """Every option of the server in one frozen object: defaults < TOML file < environment < flags.
 
-`Config` is the one table. Flags, environment names, TOML keys, help texts and validation derive from its fields.
+`Config` is the one table. Flags, environment names, TOML keys, help texts and validation derive from its fields. The
+namespaces beside them are tables, so they are in the file only.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+from router.namespaces import Fault, Namespaces, NamespacesError
 from server import limits
 from server.options import (
     MASK,
@@ -33,18 +35,21 @@ from server.options import (
     several,
     switch,
     text,
+    toml,
     whole,
 )
 
 __all__ = ["OPTIONS", "Address", "Config", "ConfigError", "Problem", "add_arguments", "describe", "load", "resolve"]
 
 FILE = "moorage.toml"
+TABLES = ("namespace_default", "namespace_personal", "namespace")  # as Namespaces.from_tables takes them
 ENVELOPE_BYTES_MAX = 4096  # what a frame adds to its data: channel, user, position, names
 NOT_OPTIONS = {"MOORAGE_CONFIG", "MOORAGE_TOKEN"}  # variables that are ours and set no option
 # Kubernetes gives every pod these for a Service called moorage or moorage-something.
 SERVICE_LINK = re.compile(r"MOORAGE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 
 _addresses = several(Address.parse, "addresses as HOST:PORT")
+_origins = several(origin, "origins such as https://chat.example, or *")
 _bytes = whole(0, 2**30)
 
 
@@ -78,9 +83,7 @@ class Config:
     admin_key: str | None = option(
         None, text("text without blanks"), "KEY", "Bearer key of the admin port", unset="loopback only", secret=True
     )
-    origins: tuple[str, ...] = option(
-        (), several(origin, "origins"), "ORIGIN", "web pages that may use it (CORS), or *", unset="none"
-    )
+    origins: tuple[str, ...] = option((), _origins, "ORIGIN", "web pages that may use it (CORS), or *", unset="none")
     heartbeat_seconds: float = option(
         limits.HEARTBEAT_SECONDS, seconds(0.1, 3600), "S", "between heartbeats of a connection"
     )
@@ -107,6 +110,7 @@ class Config:
     )
     log_level: str = option("info", one_of("debug", "info", "warning", "error"), "LEVEL", "what is logged")
     log_format: str = option("text", one_of("text", "json"), "FORMAT", "how a line is logged")
+    namespaces: Namespaces = field(default=Namespaces())
 
     @property
     def is_open(self) -> bool:
@@ -114,13 +118,14 @@ class Config:
         return self.auth_secret is None and self.auth_key is None
 
     def __repr__(self) -> str:
-        return (
-            "Config(" + ", ".join(f"{name}={o.show(getattr(self, name)) or None}" for name, o in OPTIONS.items()) + ")"
-        )
+        shown = [f"{name}={o.show(getattr(self, name)) or None}" for name, o in OPTIONS.items()]
+        return f"Config({', '.join(shown)}, namespaces={self.namespaces})"
 
 
 OPTIONS: Mapping[str, Option] = {
-    each.name: Option(name=each.name, default=each.default, **each.metadata) for each in fields(Config)
+    each.name: Option(name=each.name, default=each.default, **each.metadata)
+    for each in fields(Config)
+    if each.metadata  # all but the namespaces
 }
 
 
@@ -159,7 +164,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], path: str | 
 def resolve(
     options: Mapping[str, object], environ: Mapping[str, str], path: str | None = None
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration, and for each option where its value came from.
+    """Return the configuration, and for each option and each of `TABLES` where its value came from.
 
     `options` are the flags that were given, by option name; `path` is the TOML file, else MOORAGE_CONFIG, else
     moorage.toml in the working directory where there is one.
@@ -172,8 +177,8 @@ def resolve(
         for name, found in layer:
             given[name] = found
     values, broken = _read(given, problems)
-    config = Config(**values)  # type: ignore[arg-type]  # each was read by its own reader
-    sources = {name: given[name].source if name in given else "default" for name in OPTIONS}
+    config = Config(**values, namespaces=_read_namespaces(given, problems))  # type: ignore[arg-type]  # as readers say
+    sources = {name: given[name].source if name in given else "default" for name in (*OPTIONS, *TABLES)}
     problems += _broken_rules(config, sources, broken)
     if problems:
         raise ConfigError(problems)
@@ -192,7 +197,22 @@ def _read(given: Mapping[str, Given], problems: list[Problem]) -> tuple[dict[str
         except ValueError as error:
             shown = MASK if each.secret else mask_password(repr(found))
             problems.append(Problem(name, source, shown, str(error)))
-    return values, given.keys() - values.keys()
+    return values, (given.keys() & OPTIONS.keys()) - values.keys()
+
+
+def _read_namespaces(given: Mapping[str, Given], problems: list[Problem]) -> Namespaces:
+    try:
+        return Namespaces.from_tables(*(given[name].value if name in given else None for name in TABLES))
+    except NamespacesError as error:
+        source = next(given[name].source for name in TABLES if name in given)  # one file holds them all
+        problems += [Problem(fault.name, source, fault.found, _wanted(fault)) for fault in error.faults]
+        return Namespaces()
+
+
+def _wanted(fault: Fault) -> str:
+    if fault.key in OPTIONS:  # in TOML every key below a [table] is the table's
+        return "it above the first table of the file: it is an option of the server"
+    return fault.wanted
 
 
 def _from_file(path: str | None, environ: Mapping[str, str], problems: list[Problem]) -> Iterator[tuple[str, Given]]:
@@ -209,10 +229,10 @@ def _from_file(path: str | None, environ: Mapping[str, str], problems: list[Prob
         problems.append(Problem("config", str(file), str(error), "TOML"))
         return
     for key, value in table.items():
-        if key in OPTIONS:
+        if key in OPTIONS or key in TABLES:
             yield key, Given(value, f"file {file}")
         else:
-            problems.append(Problem(key, f"file {file}", "an unknown key", _meant(key)))
+            problems.append(Problem(key, f"file {file}", "an unknown key", _meant(key, (*OPTIONS, *TABLES))))
 
 
 def _from_environ(environ: Mapping[str, str], problems: list[Problem]) -> Iterator[tuple[str, Given]]:
@@ -221,7 +241,7 @@ def _from_environ(environ: Mapping[str, str], problems: list[Problem]) -> Iterat
         if variable in variables:
             yield variables[variable], Given(value, f"environment {variable}")
         elif variable.startswith(PREFIX) and variable not in NOT_OPTIONS and not _is_service_link(variable, value):
-            problems.append(Problem(variable, "environment", "an unknown variable", _meant(variable, PREFIX)))
+            problems.append(Problem(variable, "environment", "an unknown variable", _meant(variable, OPTIONS, PREFIX)))
 
 
 def _from_flags(options: Mapping[str, object]) -> Iterator[tuple[str, Given]]:
@@ -233,16 +253,16 @@ def _is_service_link(variable: str, value: str) -> bool:
     return SERVICE_LINK.fullmatch(variable) is not None or (variable.endswith("_PORT") and "://" in value)
 
 
-def _meant(word: str, prefix: str = "") -> str:
-    """Return the name an unknown one was meant to be, else all of them; `prefix` for names of variables."""
+def _meant(word: str, names: Collection[str], prefix: str = "") -> str:
+    """Return the one of `names` an unknown one was meant to be, else all; `prefix` for names of variables."""
 
     def spelled(name: str) -> str:
         return prefix + name.upper() if prefix else name
 
-    close = difflib.get_close_matches(word.removeprefix(prefix).replace("-", "_").lower(), OPTIONS, 1)
+    close = difflib.get_close_matches(word.removeprefix(prefix).replace("-", "_").lower(), names, 1)
     if close:
         return f"{spelled(close[0])} (did you mean that?)"
-    return "one of " + ", ".join(map(spelled, OPTIONS))
+    return "one of " + ", ".join(map(spelled, names))
 
 
 class Rule(NamedTuple):
@@ -327,9 +347,13 @@ def add_arguments(parser: argparse.ArgumentParser, names: Iterable[str] = ()) ->
 
 
 def describe(config: Config, sources: Mapping[str, str]) -> str:
-    """Return the configuration as TOML, secrets masked, each line with where its value came from."""
+    """Return the configuration as TOML, secrets masked, each option and table with where its value came from."""
     lines = []
     for name, each in OPTIONS.items():
         value = each.show(getattr(config, name))
         lines.append(f"{name} = {value}  # {sources[name]}" if value else f"# {name}: {each.unset} ({sources[name]})")
+    for name, found in config.namespaces.tables().items():
+        for table in found if isinstance(found, list) else [found]:
+            header = f"[[{name}]]" if isinstance(found, list) else f"[{name}]"
+            lines += ["", f"{header}  # {sources[name]}", *(f"{key} = {toml(value)}" for key, value in table.items())]
     return "\n".join(lines)

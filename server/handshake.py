@@ -6,6 +6,7 @@ costs no system call to leave it alone while the bus subscribes.
 
 from __future__ import annotations
 
+import logging
 import random
 import select
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ from server.close import Close, PeerError
 from server.config import Config
 from server.pool import Lane, Pool
 from server.session import CLOSED, Session
+
+log = logging.getLogger("moorage.handshake")
 
 GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 
@@ -59,8 +62,8 @@ class House(Protocol):
     @property
     def bus(self) -> Bus: ...
 
-    def admit(self) -> None:
-        """Raise PeerError while nobody is let in."""
+    def admit(self, fd: int) -> None:
+        """Raise PeerError while nobody is let in, or none with that descriptor."""
 
     def identify(self, token: str | None, user: str | None) -> Claims:
         """Return who that is. Raises: PeerError, KeyUnknown."""
@@ -77,6 +80,8 @@ class House(Protocol):
 
 class Door(ABC):
     """Where one transport comes in."""
+
+    _part: str  # what a request to connect is called
 
     def __init__(self, house: House, lane: Lane) -> None:
         self.lane = lane
@@ -107,6 +112,8 @@ class Door(ABC):
         data = self._pool.read(guest.fd)
         if data:
             self.heard(guest, data)
+        elif data is not None and guest.rest:  # it has closed its half, and may still listen
+            self.refuse(guest, PeerError(Close.BAD_REQUEST, "the connection was closed inside of it", self._part))
         else:
             self._drop(guest, Close.LEFT)
 
@@ -120,6 +127,9 @@ class Door(ABC):
                 self._pool.put(guest, GUEST)
         except PeerError as error:
             self.refuse(guest, error)
+        except Exception:
+            log.exception("internal error")
+            self.refuse(guest, PeerError(Close.OUR_FAULT))
 
     def refuse(self, guest: Guest, error: PeerError) -> None:
         """Send a guest away, saying why."""
@@ -143,7 +153,7 @@ class Door(ABC):
 
     def _enter(self, guest: Guest, request: lines.Connect, *, refreshed: bool = False) -> None:
         """Check what is asked for, and subscribe it."""
-        self._house.admit()
+        self._house.admit(guest.fd)
         try:
             claims = self._house.identify(request.token, request.user)
         except KeyUnknown:
@@ -185,7 +195,7 @@ class Door(ABC):
         house, fd = self._house, guest.fd
         del self._guests[guest]
         guest.fd = CLOSED
-        session = Session(fd, self.lane, claims.user, house.table.gather(names) if names else ())
+        session = self.lane.session(fd, claims.user, house.table.gather(names) if names else ())
         house.table.enter(session)
         self._pool.put(session, self.lane.armed)
         house.opened(session, claims, began, asked, self._head(guest))
@@ -209,6 +219,8 @@ class Door(ABC):
 class LinesDoor(Door):
     """Raw TCP: the first line that is not empty connects."""
 
+    _part = "line"
+
     def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
         found, rest = lines.split_lines(b"", data, limits.LINE_BYTES_MAX)
         for index, line in enumerate(found):
@@ -230,6 +242,8 @@ class LinesDoor(Door):
 
 class StreamDoor(Door):
     """HTTP: `GET /events` becomes a session, everything else is handed on with the bytes already read."""
+
+    _part = "head"
 
     def __init__(self, house: House, lane: Lane, hand_on: Callable[[int, bytes], None]) -> None:
         super().__init__(house, lane)

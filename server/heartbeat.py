@@ -29,7 +29,7 @@ class Heartbeat:
         due = min(len(peers), int(len(peers) * elapsed_s / self._period_s))
         end = min(due, self._next + _CHUNK)
         for peer in peers[self._next : end]:
-            if type(peer) is Session and peer.backlog is None:
+            if isinstance(peer, Session) and peer.backlog is None:
                 peer.offer(peer.lane.codec.HEARTBEAT)
         self._next = end
         if end == len(peers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import math
 import os
 import resource
 import select
@@ -18,6 +19,7 @@ from server.pool import Pool
 log = logging.getLogger("moorage.listener")
 
 ACCEPTING = select.EPOLLIN
+_SAY_SECONDS = 60.0  # between two lines in the log about one limit
 
 # accept(2): errors of this one peer, and errors of our capacity. Everything else is a bug and propagates.
 PEER_ERRNOS = frozenset(
@@ -97,6 +99,7 @@ class Listener:
         self._pool = pool
         self._welcome = welcome
         self._paused_until = 0.0
+        self._said_at = -math.inf
         # The last descriptors are for the bus, for health checks and for refusing politely.
         self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - limits.DESCRIPTORS_RESERVED // 2
 
@@ -130,18 +133,30 @@ class Listener:
                 return
 
     def resume(self, now: float) -> None:
-        """Accept again when the pause is over; call now and then."""
-        if self._paused_until and now >= self._paused_until and self.fd >= 0:
+        """Accept again when the pause is over and there is room; call now and then."""
+        if self._paused_until and now >= self._paused_until and self.fd >= 0 and _next_descriptor() < self._fd_max:
             self._paused_until = 0.0
             self._pool.arm(self.fd, ACCEPTING)
 
     def _pause(self, why: str) -> None:
         """Those who are here are served on; those who come wait in the kernel's queue."""
-        if not self._paused_until:
-            log.warning("accepting paused for %.1f s at a limit of this process: %s", limits.ACCEPT_PAUSE_SECONDS, why)
+        now = self._pool.now()
+        if now - self._said_at >= _SAY_SECONDS:
+            self._said_at = now
+            log.warning("accepting pauses at a limit of this process: %s", why)
         self._pool.stats.accept_pauses += 1
-        self._paused_until = self._pool.now() + limits.ACCEPT_PAUSE_SECONDS
+        self._paused_until = now + limits.ACCEPT_PAUSE_SECONDS
         self._pool.arm(self.fd, 0)
+
+
+def _next_descriptor() -> float:
+    """Return the number of the next descriptor, which is the lowest free one, open(2); infinity when there is none."""
+    try:
+        fd = os.eventfd(0)
+    except OSError:
+        return math.inf
+    os.close(fd)
+    return fd
 
 
 def resume_all(listeners: Iterable[Listener], now: float) -> None:

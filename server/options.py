@@ -107,14 +107,13 @@ class Option:
 
     def show(self, value: object) -> str:
         """Return `value` as TOML, or "" when there is none; secrets masked."""
-        if value is None:
+        if value is None or value == ():
             return ""
         if isinstance(value, tuple) and not isinstance(value, Address):
             return "[" + ", ".join(self.show(item) for item in value) + "]"
         if isinstance(value, bool | int | float):
-            return str(value).lower()
-        text = MASK if self.secret else mask_password(str(value))
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            return toml(value)
+        return toml(MASK if self.secret else mask_password(str(value)))
 
 
 def option(
@@ -123,6 +122,13 @@ def option(
     """Return a dataclass field that carries what `Option` needs besides its name."""
     metadata = {"read": read, "metavar": metavar, "help": about, "unset": unset, "secret": secret}
     return field(default=default, metadata=metadata)
+
+
+def toml(value: object) -> str:
+    """Return `value`, a number, true or false, or text without control characters, as TOML has it."""
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def mask_password(text: str) -> str:
@@ -229,9 +235,11 @@ def address(found: object) -> Address:
 
 def auth_secret(found: object) -> str:
     """Read the shared secret of HS256 tokens."""
-    size = len(found.encode(errors="surrogateescape")) if isinstance(found, str) else 0
-    if not isinstance(found, str) or size < AUTH_SECRET_BYTES_MIN:
-        raise ValueError(f"at least {AUTH_SECRET_BYTES_MIN} bytes of text, not {size} (openssl rand -hex 32)")
+    wanted = f"at least {AUTH_SECRET_BYTES_MIN} bytes of text"
+    if not isinstance(found, str):
+        raise ValueError(wanted)
+    if (size := len(found.encode(errors="surrogateescape"))) < AUTH_SECRET_BYTES_MIN:
+        raise ValueError(f"{wanted}, not {size} (openssl rand -hex 32)")
     return found
 
 

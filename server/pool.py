@@ -56,7 +56,7 @@ class Codec(Protocol):
 class Lane:
     """One transport of one worker: what its sessions share, so that none of them has to hold it."""
 
-    __slots__ = ("armed", "codec", "encode", "end", "pool", "sessions", "transport")
+    __slots__ = ("armed", "codec", "encode", "end", "pool", "session", "sessions", "transport")
 
     def __init__(self, transport: str, codec: Codec, armed: int, pool: Pool) -> None:
         self.transport = transport
@@ -65,7 +65,8 @@ class Lane:
         self.end = codec.HEARTBEAT.lstrip(b":")  # of every frame: a heartbeat is an empty one, or a comment
         self.armed = armed
         self.pool = pool
-        self.sessions = 0
+        self.session: type[Session] = type(f"{transport}Session", (Session,), {"__slots__": (), "lane": self})
+        self.sessions = 0  # how many are open
 
 
 class Peer(Protocol):
@@ -88,6 +89,9 @@ class Events(Protocol):
 
     def lost(self, session: Session, code: Close) -> None:
         """The peer is gone."""
+
+    def failed(self, session: Session) -> None:
+        """Handling one of these has raised: to be called from the `except`."""
 
 
 class Pool:
@@ -124,9 +128,9 @@ class Pool:
         """The pool's clock, in seconds."""
         return self._clock()
 
-    def is_full(self) -> bool:
-        """True when the descriptors left are those that no session gets."""
-        return len(self.peers) > self._fd_max and any(self.peers[self._fd_max :])
+    def is_reserved(self, fd: int) -> bool:
+        """True for the last descriptors, which no session gets. The kernel gives out the lowest number first."""
+        return fd >= self._fd_max
 
     def put(self, peer: Peer, armed: int) -> None:
         """Watch `peer.fd`, which may have been watched for another peer."""
@@ -186,7 +190,12 @@ class Pool:
             fd, events = batch[index]
             peer = peers[fd]
             if peer is not None:
-                peer.react(events)
+                try:
+                    peer.react(events)
+                except Exception:
+                    if not isinstance(peer, Session):
+                        raise
+                    self._events.failed(peer)
             if index & 7 == 7 and index + 1 < len(batch) and self._clock() >= deadline:
                 self._handled = index + 1
                 return True
@@ -338,11 +347,16 @@ class Lingering:
 
     def react(self, events: int) -> None:
         """Throw away what still comes; close at its end."""
-        if events & _GONE or self.pool.read(self.fd) == b"":
+        if events & _GONE:
             self.pool.close(self)
         elif events & select.EPOLLOUT:
             self.pool.arm(self.fd, LINES)
             self.send()
+        elif self.pool.read(self.fd) == b"":
+            if self.rest:  # it still listens
+                self.pool.arm(self.fd, select.EPOLLOUT)
+            else:
+                self.pool.close(self)
 
 
 _VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})  # tcp(7): keepalive, TCP_USER_TIMEOUT

@@ -44,11 +44,12 @@ class Session:
     its own generation: whoever waits for an answer holds the session, and finds its descriptor `CLOSED` when it has ended.
     """
 
-    __slots__ = ("backlog", "channels", "fd", "lane", "user")
+    __slots__ = ("backlog", "channels", "fd", "user")
 
-    def __init__(self, fd: int, lane: Lane, user: str, channels: tuple[Channel, ...]) -> None:
+    lane: Lane  # of the class: every lane has a subclass of its own, which saves each of its sessions the reference
+
+    def __init__(self, fd: int, user: str, channels: tuple[Channel, ...]) -> None:
         self.fd = fd
-        self.lane = lane
         self.user = user
         self.channels = channels
         self.backlog: Backlog | None = None

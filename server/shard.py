@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import uvloop
@@ -40,7 +40,12 @@ from server.web import Web
 log = logging.getLogger("moorage.shard")
 
 _HOUSEKEEPING_SECONDS = 0.25
-_ENDS_PER_TICK = 256  # sessions that are told to leave in one tick of a drain
+_DRAIN_SECONDS = 0.05  # a tick of a drain
+_ENDS_PER_TICK = 256  # sessions that are told to leave in one
+
+
+class CannotStart(Exception):
+    """What it needs cannot be had; the text says why."""
 
 
 class Place(NamedTuple):
@@ -116,9 +121,12 @@ class Shard:
         """Serve until stopped."""
         self.loop.add_signal_handler(signal.SIGTERM, self.drain)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
+        self.loop.add_signal_handler(signal.SIGHUP, self.reread)
+        self.loop.set_exception_handler(self._loop_failed)
         await self.web.start()
         self._start(self.bus.run())
         if self.verifier is not None:
+            self.reread()  # this may be a replacement, forked from a supervisor that still has the key it began with
             self._start(self.verifier.keep_fresh())
         self.loop.add_reader(self.pool.fileno(), self._turn)
         for listener in self._listeners:
@@ -140,25 +148,40 @@ class Shard:
         return ""
 
     def drain(self) -> None:
-        """Ask every session to leave, spread over the drain window, then stop."""
+        """Ask every session to leave, spread over the drain window, then stop.
+
+        Who comes meanwhile is told to come back later, and a health check is told why.
+        """
         if self._drain is None:
-            for listener in self._listeners:
-                listener.close()
             self._drain = Drain(self._sessions(), time.monotonic(), self.config.drain_seconds)
             log.info("worker %d: draining %d sessions", self.place.number, len(self._drain))
+            self._drain_on()
 
     def stop(self) -> None:
         """Stop now."""
         if not self._stopped.done():
             self._stopped.set_result(None)
 
+    def reread(self) -> None:
+        """Read the key that verifies tokens again; what is at hand stays in use when that fails."""
+        if self.verifier is None:
+            return
+        if "://" in (self.config.auth_key or ""):
+            self._start(self.verifier.refresh())
+            return
+        try:
+            self.verifier = verifier(self.config)
+        except (OSError, ValueError) as error:
+            log.error("worker %d: the key stays as it was: %s", self.place.number, error)
+
     # What the doors ask for.
 
-    def admit(self) -> None:
-        """Raise PeerError while nobody is let in."""
+    def admit(self, fd: int) -> None:
+        """Raise PeerError while nobody is let in, or none with that descriptor."""
         if self._drain is not None:
+            self.stats.sessions_refused += 1
             raise PeerError(Close.DRAINING)
-        if self.pool.is_full():
+        if self.pool.is_reserved(fd):
             self.stats.sessions_refused += 1
             raise PeerError(Close.OVERLOADED, "out of descriptors")
 
@@ -194,7 +217,8 @@ class Shard:
             "recovered": began is not None and asked in (None, position),
             "channels": [personal(session.user), *(channel.name.decode() for channel in session.channels)],
         }
-        session.offer(head + lane.codec.connected(greeting))
+        if not session.offer(head + lane.codec.connected(greeting)):
+            self.end(session, Close.SLOW)
 
     def claims(self, session: Session) -> Claims:
         """What the session may do."""
@@ -222,15 +246,21 @@ class Shard:
         self._forget(session, code)
         self.pool.close(session)
 
+    def failed(self, session: Session) -> None:
+        """A bug shows with this session: it ends, the others stay."""
+        log.exception("worker %d: internal error", self.place.number)
+        if session.fd != CLOSED:
+            self.end(session, Close.OUR_FAULT)
+
     # What the bus tells.
 
     def _message(self, name: bytes, payload: bytes) -> None:
         self.stats.received_messages += 1
         message = journal.decode(name, payload, self._head)
-        self._head = message.position
         if not self._lag_at_batch:  # one of a batch stands for all
             self._lag_at_batch = True
             self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
+        self._head = message.position
         channel = self.table.find(name)
         if channel is not None:
             self.carousel.add(channel, message)
@@ -250,6 +280,7 @@ class Shard:
             self.bus.pause(False)
 
     def _restored(self, position: bytes) -> None:
+        self.stats.bus_reconnects += self.bus.connects > 1
         self._head = position
         for name in self.table.names():
             self._tell_gap(name)
@@ -268,11 +299,11 @@ class Shard:
         """Do what the admin process tells all workers to do."""
         try:
             order = orjson.loads(payload)
-            user, code = order["user"], Close.MOVED if order.get("reconnect") else Close.DISCONNECTED
+            name, code = personal(order["user"]), Close.MOVED if order.get("reconnect") else Close.DISCONNECTED
         except (ValueError, KeyError, TypeError):
             log.error("an order on the bus that nobody understands: %.200r", payload)
             return
-        channel = self.table.find(personal(user).encode())
+        channel = self.table.find(name.encode())
         for sink in list(channel.sinks) if channel is not None else ():
             self._end_sink(sink, code)
 
@@ -303,16 +334,20 @@ class Shard:
             session = self.pool.peers[fd]
             if isinstance(session, Session):
                 self.end(session, Close.EXPIRED)
-        if self._drain is not None:
-            self._drain_on(self._drain, now)
         self._write_page()
         self.loop.call_later(_HOUSEKEEPING_SECONDS, self._keep_house, now + _HOUSEKEEPING_SECONDS)
 
-    def _drain_on(self, drain: Drain, now: float) -> None:
-        for session in drain.due(now, _ENDS_PER_TICK):
+    def _drain_on(self) -> None:
+        assert self._drain is not None
+        due = self._drain.due(time.monotonic(), _ENDS_PER_TICK)
+        for session in due:
             self.end(session, Close.DRAINING)
-        if not drain and not self._tcp.sessions + self._sse.sessions:
+        if not due and not self._tcp.sessions + self._sse.sessions:  # the last have had a tick to read it
             self.stop()
+            return
+        if not self._drain:  # those who were on their way in when it began
+            self._drain = Drain(self._sessions(), time.monotonic(), 0.0)
+        self.loop.call_later(_DRAIN_SECONDS if len(due) < _ENDS_PER_TICK else 0.0, self._drain_on)
 
     def _write_page(self) -> None:
         stats = self.stats
@@ -343,7 +378,24 @@ class Shard:
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    # What must not go on: a worker that is deaf or mute looks healthy. It ends with a trace, and is replaced.
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash(error)
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "handle" in context:  # a callback: of the pool, the carousel, the timers
+            self._crash(context["exception"])
+        else:  # of one connection
+            loop.default_exception_handler(context)
+
+    def _crash(self, error: BaseException) -> None:
+        if not self._stopped.done():
+            self._stopped.set_exception(error)
 
 
 async def _then(verifier: Verifier, then: Callable[[], None]) -> None:
@@ -359,11 +411,15 @@ def verifier(config: Config) -> Verifier:
 
 
 def run(config: Config, place: Place, redis_url: str, verifier: Verifier | None) -> None:
-    """Be a worker until told to stop: what a forked child does."""
+    """Be a worker until told to stop: what a forked child does. Raises: CannotStart."""
     # Sessions are freed by their reference counts. A full collection would walk every one of them to find nothing.
     gc.set_threshold(20_000, 50, 1_000_000)
 
     async def main() -> None:
-        await Shard(config, place, redis_url, verifier).run()
+        try:
+            shard = Shard(config, place, redis_url, verifier)
+        except (OSError, ValueError) as error:
+            raise CannotStart(str(error)) from error
+        await shard.run()
 
     uvloop.run(main())

@@ -7,6 +7,7 @@ those bytes out of order; an entry protocol hands them over at the moment the tr
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -25,12 +26,16 @@ from server import limits, lines
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.handshake import StreamDoor
+from server.pool import Pool
 from server.requests import bus_fault
 from server.stats import Stats
+
+log = logging.getLogger("moorage.web")
 
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _STREAM_STARTS = (b"GET /events?", b"GET /events ")
+_COME_AGAIN = b"retry: 100\n\n"
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
@@ -52,6 +57,8 @@ class House(Protocol):
     @property
     def bus(self) -> Bus: ...
     @property
+    def pool(self) -> Pool: ...
+    @property
     def stats(self) -> Stats: ...
     @property
     def http_door(self) -> StreamDoor: ...
@@ -67,14 +74,25 @@ class House(Protocol):
 
 
 class Handler(RequestHandler):
-    """aiohttp's connection, with two things it does not do."""
+    """aiohttp's connection, with three things it does not do."""
 
     house: House
+    _in_a_head = False  # bytes have come that are not a whole head, nor the body of a request that is handled
+
+    @property
+    def _is_idle(self) -> bool:
+        """True while it waits for the next request: everything before has been answered, bodies are read."""
+        return self._waiter is not None and not self._waiter.done()
 
     def data_received(self, data: bytes) -> None:
-        """Take back a connection that was kept alive and now asks for a stream."""
-        transport = self.transport
-        if data.startswith(_STREAM_STARTS) and isinstance(transport, asyncio.Transport):
+        """Take back a connection that was kept alive and now asks for a stream.
+
+        Only where a request begins: a proxy may share the connection among users, and nothing in the body or in the
+        headers of one must look like the request of another.
+        """
+        transport, count = self.transport, self._request_count
+        if self._is_idle and not self._in_a_head and data.startswith(_STREAM_STARTS):
+            assert transport is not None
             sock = transport.get_extra_info("socket")
             # The transport closes its own descriptor and takes it out of the loop; the connection lives in the other.
             fd = os.dup(sock.fileno())
@@ -82,13 +100,29 @@ class Handler(RequestHandler):
             self.house.http_door.take_back(fd, data)
             return
         super().data_received(data)
+        self._in_a_head = self._request_count == count and not self._request_in_progress
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio: True keeps the transport open
         """Answer a client that has closed its half: it may still be listening (aiohttp issue 3659)."""
-        pending = self._request_in_progress or bool(self._messages)
-        if pending:
-            self.close()  # behind the answer
-        return pending
+        bodies = [body for _, body in self._messages]
+        if self._current_request is not None:
+            bodies.append(self._current_request.content)
+        if self._is_idle or not all(body.is_eof() for body in bodies):
+            return False  # nothing to answer, or nothing that could be answered any more
+        self.close()  # behind the answer
+        return True
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what aiohttp cannot read, or we cannot handle, in the shape of the contract."""
+        if status >= 500:
+            log.error("internal error", exc_info=exc)
+            response = fault(PeerError(Close.OUR_FAULT), status)
+        else:
+            response = fault(PeerError(Close.BAD_REQUEST, message or "", "request"), status)
+        response.force_close()
+        return response
 
 
 class Web:
@@ -106,7 +140,7 @@ class Web:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.post("/publish", self._publish),
-                web.options("/{path:.*}", self._preflight),
+                web.get("/events", self._come_again, allow_head=False),
             ]
         )
         self._runner = web.AppRunner(self._app, access_log=None, handle_signals=False, keepalive_timeout=75)
@@ -137,13 +171,17 @@ class Web:
         """Turn every fault into the JSON that the contract promises, and say which web pages may read the answer."""
         try:
             async with asyncio.timeout(limits.REQUEST_SECONDS_MAX):
-                response = await handler(request)
+                response = _preflight() if request.method == "OPTIONS" else await handler(request)
         except PeerError as error:
             response = fault(error)
         except TimeoutError:
             response = fault(PeerError(Close.HANDSHAKE_TIMEOUT, "the request did not come in time"))
         except web.HTTPRequestEntityTooLarge as error:
             response = fault(PeerError(Close.TOO_LARGE, error.text or "", "body"))
+        except web.HTTPMethodNotAllowed as error:
+            wanted = ", ".join(sorted(error.allowed_methods))
+            response = fault(PeerError(Close.BAD_REQUEST, f"found {request.method}, want {wanted}", "method"), 405)
+            response.headers["Allow"] = wanted
         except web.HTTPException as error:
             if error.status < 400:
                 raise
@@ -154,10 +192,19 @@ class Web:
         if origin is not None and (origin in self._origins or "*" in self._origins):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Vary"] = "Origin"
+        sock = request.transport and request.transport.get_extra_info("socket")
+        if sock and self._house.pool.is_reserved(sock.fileno()):
+            response.force_close()  # others need it, to be told that there is no room
         return response
 
     async def _start_page(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
+
+    async def _come_again(self, _request: web.Request) -> web.Response:
+        """A stream asked for behind another request and not taken back: it can have a connection of its own."""
+        response = web.Response(body=_COME_AGAIN, content_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        response.force_close()
+        return response
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """Alive: the loop runs. A bus that is down does not make the fleet restart."""
@@ -166,14 +213,6 @@ class Web:
     async def _readyz(self, _request: web.Request) -> web.Response:
         why = self._house.ready()
         return _json({"status": "not ready", "reason": why}, 503) if why else _json({"status": "ready"})
-
-    async def _preflight(self, request: web.Request) -> web.Response:
-        headers = {
-            "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-            "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
-            "Access-Control-Max-Age": "7200",
-        }
-        return web.Response(status=204, headers=headers)
 
     async def _publish(self, request: web.Request) -> web.Response:
         claims = await self._identify(request)
@@ -238,6 +277,16 @@ def fault(error: PeerError, status: int | None = None) -> web.Response:
     if response.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _preflight() -> web.Response:
+    """Return what a browser asks for before a page of another origin may do more than read."""
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
+        "Access-Control-Max-Age": "7200",
+    }
+    return web.Response(status=204, headers=headers)
 
 
 def _json(body: dict[str, object], status: int = 200) -> web.Response:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tomllib
+import os
 from pathlib import Path
 
 import pytest
 
+from router.namespaces import KEYS, Namespace, Namespaces, Policy
 from server import limits
-from server.config import OPTIONS, Address, Config, ConfigError, add_arguments, describe, load, resolve
+from server.config import OPTIONS, TABLES, Address, Config, ConfigError, add_arguments, describe, load, resolve
 
 SECRET = "correct horse battery staple 32 b"
 
@@ -300,13 +301,20 @@ def test_secrets_never_show() -> None:
     assert not any("sesame" in problem or "ses/" in problem for problem in wrong)
 
 
-def test_what_is_described_is_toml_that_gives_the_same() -> None:
+def test_what_is_described_is_toml_that_gives_the_same(elsewhere: Path) -> None:
     config, sources = resolve({"tcp": ["127.0.0.1:1", "[::1]:2"], "origins": "https://a.example"}, {})
     text = describe(config, sources)
     assert 'tcp = ["127.0.0.1:1", "[::1]:2"]  # flag --tcp' in text.splitlines()
     assert "# redis: embedded (default)" in text.splitlines()
-    given = {name: value for name, value in tomllib.loads(text).items() if value != []}
-    assert load(given, {}) == config
+    (elsewhere / "moorage.toml").write_text(text)
+    assert load({}, {}) == config
+
+
+def test_the_defaults_described_are_the_defaults_again(elsewhere: Path) -> None:
+    text = describe(*resolve({}, {}))
+    assert "# origins: none (default)" in text.splitlines()
+    (elsewhere / "moorage.toml").write_text(text)
+    assert load({}, {}) == Config()
 
 
 def test_every_option_has_a_flag_that_gives_no_value_of_its_own() -> None:
@@ -331,3 +339,87 @@ def test_a_configuration_cannot_change_and_has_no_dict() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().workers = 2  # type: ignore[misc]
     assert not hasattr(Config(), "__dict__")
+
+
+NAMESPACES = """
+workers = 3
+
+[namespace_default]
+publish = "server"
+
+[[namespace]]
+prefix = "room"
+join_leave = true
+
+[[namespace]]
+prefix = 'a"\\b'
+durable = false
+"""
+
+
+def test_namespaces_are_read_from_the_file(elsewhere: Path) -> None:
+    (elsewhere / "moorage.toml").write_text(NAMESPACES)
+    config, sources = resolve({"workers": "4"}, {})
+    assert config.workers == 4
+    assert config.namespaces == Namespaces(
+        Namespace(publish=Policy.SERVER),
+        named=(Namespace("room", join_leave=True), Namespace('a"\\b', durable=False)),
+    )
+    assert [sources[name] for name in TABLES] == ["file moorage.toml", "default", "file moorage.toml"]
+    assert config != load({"workers": "4"}, {}, os.devnull)
+
+
+def test_namespaces_described_are_the_same_again(elsewhere: Path) -> None:
+    file = elsewhere / "moorage.toml"
+    file.write_text(NAMESPACES)
+    config, sources = resolve({}, {})
+    text = describe(config, sources)
+    assert text.count("[[namespace]]  # file moorage.toml") == 2
+    assert "[namespace_default]  # file moorage.toml" in text.splitlines()
+    assert "[namespace_personal]  # default" in text.splitlines()
+    file.write_text(text)
+    assert load({}, {}) == config
+
+
+def test_what_is_wrong_with_namespaces_is_reported_beside_everything_else(elsewhere: Path) -> None:
+    (elsewhere / "moorage.toml").write_text(
+        """
+        log_level = "loud"
+        namespaces = []
+        [namespace_default]
+        presence = "no"
+        [[namespace]]
+        prefix = "room"
+        publish = "everybody"
+        workers = 3
+        [[namespace]]
+        prefix = "room"
+        """
+    )
+    assert problems({"workers": "many"}) == [
+        "namespaces (file moorage.toml): found an unknown key, want namespace (did you mean that?)",
+        "workers (flag --workers): found 'many', want a whole number from 0 to 1024",
+        "log_level (file moorage.toml): found 'loud', want one of debug, info, warning, error",
+        "[namespace_default], presence (file moorage.toml): found 'no', want true or false",
+        "[[namespace]] 1 \"room\", publish (file moorage.toml): found 'everybody', "
+        "want one of signed-in, members, server, nobody",
+        '[[namespace]] 1 "room", workers (file moorage.toml): found an unknown key, '
+        "want it above the first table of the file: it is an option of the server",
+        '[[namespace]] 2 "room", prefix (file moorage.toml): found that of [[namespace]] 1, want one of its own',
+    ]
+
+
+def test_a_broken_namespace_hides_no_broken_rule(elsewhere: Path) -> None:
+    (elsewhere / "moorage.toml").write_text("namespace = 3\n")
+    assert [line.split()[0] for line in problems({"admin": "0.0.0.0:7490"})] == ["[[namespace]]", "admin"]
+
+
+def test_namespaces_are_no_option_of_flags_and_environment() -> None:
+    assert "namespaces" not in OPTIONS
+    assert OPTIONS.keys().isdisjoint({*TABLES, *KEYS})
+    assert problems(environ={"MOORAGE_NAMESPACE": "room"})
+
+
+def test_namespaces_show_in_the_repr() -> None:
+    assert "namespaces=Namespaces(default=Namespace(prefix=''" in repr(Config())
+    assert hash(Config()) == hash(Config(namespaces=Namespaces()))
