@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from router import journal
+from router import journal, position
 from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
 
 log = logging.getLogger("moorage.bus")
@@ -76,9 +76,13 @@ class Listeners(NamedTuple):
 
     message: Callable[[bytes, bytes], None]  # name, payload
     batch: Callable[[], None]  # behind each batch of messages
+    reply: Callable[[bytes], None]  # what another worker answers to a question of this one
     control: Callable[[bytes], None]  # what the admin process tells all workers
+    lost: Callable[[], None]  # the bus is down
     restored: Callable[[bytes], None]  # the bus is back, at this position; messages have been missed on every name
-    missed: Callable[[bytes], None]  # messages have been missed on this name
+    lapsed: Callable[[bytes], None]  # Redis has unsubscribed this name, unasked: from here on messages are missed
+    rejoined: Callable[[bytes, bytes], None]  # it is subscribed again: name, position
+    head: Callable[[], bytes]  # asked for the newest position seen
 
 
 def backoff(attempt: int, chance: float) -> float:
@@ -100,6 +104,7 @@ class Bus:
         self._loop = asyncio.get_running_loop()
         self._prefix_bytes = len(keys.prefix)
         self._probe_name = b"$probe:" + worker.encode()
+        self.reply_name = b"$reply:" + worker.encode()
         self._joining: dict[bytes, int] = {}  # subscribed, the answer is under way, nobody in the table yet
         self._leaving: dict[bytes, float] = {}  # subscribed, nobody in the table any more, since
         self._left: set[bytes] = set()  # unsubscribed, the answer is under way
@@ -110,6 +115,7 @@ class Bus:
         self._publisher: Pipe | None = None
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
+        self._published = b""  # the newest position that was answered
         self._paused = False
         self._probes = 0  # sent
         self._probe = 0  # the newest that came back
@@ -147,10 +153,13 @@ class Bus:
             if name not in self._interest and name not in self._joining:
                 self._leaving[name] = now
 
-    def publish(self, name: bytes, members: bytes, retention: journal.Retention | None, done: Done) -> None:
+    def publish(
+        self, name: bytes, members: bytes, retention: journal.Retention | None, done: Done, *, once: bytes = b""
+    ) -> None:
         """Publish a message; `done` gets its position once Redis has it, or an exception.
 
-        `retention` None: live-only. The exceptions: BusDown, Busy, Unconfirmed, Refused.
+        `retention` None: live-only, and `done` gets an int. The exceptions: BusDown, Busy, Unconfirmed, Refused.
+        `once`: see `journal.Keys.publish_args`.
         """
         pipe = self._publisher
         if pipe is None or not self.connected:
@@ -160,15 +169,39 @@ class Bus:
         elif retention is None:
             pipe.send(pack((b"PUBLISH", self._keys.channel(name), members)), done)
         else:
-            args = self._keys.publish_args(name, members, retention)
 
             def answered(reply: Reply) -> None:
-                if isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
-                    pipe.send(pack((b"EVAL", journal.PUBLISH, *args)), done)
-                else:
-                    done(reply)
+                if isinstance(reply, bytes):
+                    self._published = reply
+                done(reply)
 
-            pipe.send(pack((b"EVALSHA", journal.PUBLISH_SHA, *args)), answered)
+            args = self._keys.publish_args(name, members, retention, once)
+            self._run(pipe, journal.PUBLISH_SHA, args, answered)
+
+    def send(self, name: bytes, payload: bytes, done: Done) -> None:
+        """Publish `payload` as it is, to other workers; `done` gets how many subscribers heard it, or an exception."""
+        self.ask((b"PUBLISH", self._keys.channel(name), payload), done)
+
+    def ask(self, command: tuple[bytes, ...], done: Done) -> None:
+        """Send a command that reads; `done` gets its reply, or an exception."""
+        pipe = self._publisher
+        if pipe is None:
+            done(BusDown(f"no connection to Redis at {self._node.address}"))
+        elif command[0] == b"EVALSHA":
+            self._run(pipe, command[1], command[2:], done)
+        else:
+            pipe.send(pack(command), done)
+
+    def _run(self, pipe: Pipe, sha: bytes, args: tuple[bytes, ...], done: Done) -> None:
+        """Run a script by its name, or whole where Redis has forgotten it."""
+
+        def answered(reply: Reply) -> None:
+            if isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
+                pipe.send(pack((b"EVAL", journal.SCRIPTS[sha], *args)), done)
+            else:
+                done(reply)
+
+        pipe.send(pack((b"EVALSHA", sha, *args)), answered)
 
     def pause(self, paused: bool) -> None:
         """Stop receiving, or go on: when more is waiting for the subscribers than we want to hold."""
@@ -213,10 +246,11 @@ class Bus:
         async with asyncio.timeout(DEADLINE_SECONDS):
             await self._open(subscriber)
             await self._open(publisher)
-            await publisher.ask("SCRIPT", "LOAD", journal.PUBLISH)
+            for script in journal.SCRIPTS.values():
+                await publisher.ask("SCRIPT", "LOAD", script)
         for names in (self._joining, self._left, self._orphans):
             names.clear()
-        await self._subscribe(subscriber, [self._probe_name, b"$control"])
+        await self._subscribe(subscriber, [self._probe_name, self.reply_name, b"$control"])
         self._leaving.clear()  # together with the look at the table: only what has been subscribed can be left
         position = await self._subscribe(subscriber, list(self._interest.names()))
         while orphans := self._orphans:  # joined while we were at it
@@ -248,7 +282,7 @@ class Bus:
         for start in range(0, len(names) or 1, SUBSCRIBE_CHUNK):
             self._push(pipe, b"SUBSCRIBE", names[start : start + SUBSCRIBE_CHUNK])
             async with asyncio.timeout(DEADLINE_SECONDS):
-                position = await pipe.ask(b"EVAL", journal.NOW, *self._keys.now_args())
+                position = await pipe.ask(b"EVAL", journal.NOW, *self._now_args())
         assert isinstance(position, bytes)
         return position
 
@@ -266,7 +300,9 @@ class Bus:
         """Take the bus down; everything that waits is answered."""
         if not self._lost.done():
             self._lost.set_result(why)
-        self.connected = False
+        if self.connected:
+            self.connected = False
+            self._on.lost()
         pipes = self._subscriber, self._publisher
         self._subscriber = self._publisher = None
         for pipe in pipes:
@@ -276,6 +312,15 @@ class Bus:
         self._fresh.clear()
         for _, done in batch:
             done(None)
+
+    def _now_args(self) -> tuple[bytes, ...]:
+        """The newest position that was seen or given out goes along, so that a Redis that has lost data is found out."""
+        seen, published = position.parse(self._on.head()), position.parse(self._published)
+        if published is not None and (
+            seen is None or seen.epoch != published.epoch or seen.id.number < published.id.number
+        ):
+            seen = published
+        return self._keys.now_args(seen)
 
     # The pipes.
 
@@ -305,7 +350,7 @@ class Bus:
             # only now can a name be seen to have been joined for nobody
             self.leave(name for names, _ in batch for name in names)
 
-        pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), joined)
+        pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), joined)
 
     def _send_leaves(self) -> None:
         now = self._loop.time()
@@ -331,7 +376,7 @@ class Bus:
             if self._paused:  # we do not read on the pipe where it comes back
                 self._probe = max(self._probe, probe)
 
-        pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), written)
+        pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), written)
         pipe.send(pack((b"PUBLISH", self._keys.channel(self._probe_name), b"%d" % probe)))
 
     def _refuse(self, refusal: str) -> None:
@@ -350,6 +395,8 @@ class Bus:
                     self._on.message(name, push[2])
                 elif name == self._probe_name:
                     self._probe = max(self._probe, int(push[2]))
+                elif name == self.reply_name:
+                    self._on.reply(push[2])
                 else:
                     self._on.control(push[2])
             except ValueError:  # others may publish there, and what they send must not break the pipe
@@ -364,12 +411,14 @@ class Bus:
         elif pipe is not None and (name in self._interest or name in self._joining):  # nobody asked for this
             log.warning("bus at %s: unsubscribed from %r without being asked", self._node.address, name)
 
+            self._on.lapsed(name)
+
             def joined(reply: Reply) -> None:
                 if isinstance(reply, bytes):
-                    self._on.missed(name)
+                    self._on.rejoined(name, reply)
 
             self._push(pipe, b"SUBSCRIBE", [name])
-            pipe.send(pack((b"EVAL", journal.NOW, *self._keys.now_args())), joined)
+            pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), joined)
 
 
 def _check_version(hello: Reply) -> None:

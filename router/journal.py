@@ -20,12 +20,16 @@ from typing import NamedTuple
 import orjson
 
 from router.message import Message
+from router.position import Position
 
 PUBLISH = (files("router") / "publish.lua").read_bytes()
 NOW = (files("router") / "now.lua").read_bytes()
-PUBLISH_SHA = hashlib.sha1(PUBLISH).hexdigest().encode()  # as Redis names scripts: EVALSHA
+MISSED = (files("router") / "missed.lua").read_bytes()
+SCRIPTS = {hashlib.sha1(script).hexdigest().encode(): script for script in (PUBLISH, MISSED)}  # as EVALSHA names them
+PUBLISH_SHA, MISSED_SHA = SCRIPTS
 
 RESUME_SECONDS_MAX = 7 * 24 * 3600  # how long it is remembered that a channel had a last message
+ONCE_SECONDS_MAX = 300  # how long an idempotency key keeps a message from being published again
 
 
 class Retention(NamedTuple):
@@ -44,28 +48,46 @@ class Keys:
         self._stream = self.prefix + b"$stream:"
         self._last = self.prefix + b"$last:"
 
+    def stream(self, name: bytes) -> bytes:
+        """Return the key of the stream that holds the messages of channel `name`."""
+        return self._stream + name
+
+    def last(self, name: bytes) -> bytes:
+        """Return the key of the id of the last message of channel `name`."""
+        return self._last + name
+
     def channel(self, name: bytes) -> bytes:
         """Return what the channel `name` is called on the bus."""
         return self.prefix + name
 
-    def publish_args(self, name: bytes, members: bytes, retention: Retention) -> tuple[bytes, ...]:
-        """Return what follows the script in EVAL or EVALSHA: the count of keys, keys, arguments."""
+    def publish_args(self, name: bytes, members: bytes, retention: Retention, once: bytes = b"") -> tuple[bytes, ...]:
+        """Return what follows the script PUBLISH: the count of keys, keys, arguments.
+
+        `once` is the message's idempotency key, with its sender in front; b"" for none.
+        """
         return (
-            b"3",
+            b"4",
             self.clock,
             self._stream + name,
             self._last + name,
+            b"%b$once:%b:%b" % (self.prefix, name, once),
             self.prefix + name,
             members,
             b"%d" % retention.messages_max,
             b"%d" % retention.seconds_max,
-            b"%d" % RESUME_SECONDS_MAX,
+            b"%d" % max(RESUME_SECONDS_MAX, retention.seconds_max),
             fresh_epoch(),
+            b"%d" % (ONCE_SECONDS_MAX if once else 0),
         )
 
-    def now_args(self) -> tuple[bytes, ...]:
-        """Return what follows the script NOW in EVAL."""
-        return (b"1", self.clock, fresh_epoch())
+    def now_args(self, known: Position | None) -> tuple[bytes, ...]:
+        """Return what follows the script NOW; `known` is the newest position that was ever seen."""
+        epoch, number = (known.epoch.encode(), b"%d" % known.id.number) if known else (b"", b"0")
+        return (b"1", self.clock, fresh_epoch(), epoch, number)
+
+    def missed_args(self, name: bytes, after: bytes, messages_max: int, bytes_max: int) -> tuple[bytes, ...]:
+        """Return what follows the script MISSED."""
+        return (b"2", self._stream + name, self._last + name, after, b"%d" % messages_max, b"%d" % bytes_max)
 
 
 def fresh_epoch() -> bytes:
@@ -78,15 +100,16 @@ def members(sender: str | None, at_ms: int, data: bytes) -> bytes:
     return b',"from":%b,"at":%d,"data":%b' % (b"null" if sender is None else orjson.dumps(sender), at_ms, data)
 
 
-def decode(name: bytes, payload: bytes, head: bytes) -> Message:
-    """Return the message that came for channel `name`; a live-only one carries `head`, the newest position seen here.
+def decode(name: bytes, payload: bytes, head: bytes) -> tuple[Message, bytes]:
+    """Return the message that came for channel `name`, and the id of the one before it in the channel.
 
+    A live-only message has no one before it, b"", and carries `head`, the newest position seen here.
     Raises: ValueError when it is not one of ours.
     """
     if payload[:1] == b",":
-        return Message(b"message", name, head, payload)
-    position, _before, rest = payload.split(b" ", 2)
-    return Message(b"message", name, position, rest)
+        return Message(b"message", name, head, payload), b""
+    position, before, members = payload.split(b" ", 2)
+    return Message(b"message", name, position, members), before
 
 
 def published_at(message: Message) -> float:
@@ -96,3 +119,10 @@ def published_at(message: Message) -> float:
     if start < 5:
         return 0.0
     return int(message.members[start : message.members.index(b",", start)]) / 1000
+
+
+def number_of(payload: bytes) -> int | None:
+    """Return the number of the message in a payload of the bus; None for a live-only one. Raises: ValueError."""
+    if payload[:1] == b",":
+        return None
+    return int(payload[: payload.index(b" ")].rsplit(b"-", 1)[1])

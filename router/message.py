@@ -18,3 +18,8 @@ class Message(NamedTuple):
     channel: bytes
     position: bytes
     members: bytes
+
+    @property
+    def id(self) -> bytes:
+        """The id below which the journal keeps it: its position without the epoch, which has eight letters."""
+        return self.position[9:]

@@ -77,6 +77,11 @@ class Namespace(NamedTuple):
     subscribe: Policy = Policy.SIGNED_IN
     publish: Policy = Policy.SIGNED_IN
 
+    @property
+    def kept(self) -> Retention | None:
+        """What the journal keeps of a channel; None when it is live-only."""
+        return self.retention if self.durable else None
+
 
 DEFAULT = Namespace()
 NAMELESS = Namespace(":")  # what a [[namespace]] is before its prefix is known, which cannot be this

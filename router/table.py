@@ -43,10 +43,11 @@ class Sink(Protocol):
 class Channel:
     """A name with its local subscribers; `round` is the fan-out under way, if any."""
 
-    __slots__ = ("alone", "name", "round", "sinks")
+    __slots__ = ("alone", "last", "name", "round", "sinks")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
+        self.last = b""  # the id of its newest message that came, where it is known
         self.sinks: dict[Sink, None] = {}  # as a set, at two thirds of the memory, and in order of memory
         self.round: Round | None = None
         self.alone: tuple[Channel, ...] = ()  # itself, shared by all whose only channel this is

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from router.bus import Bus
+from router.feed import Feed
 from router.namespaces import personal
 from router.table import Table
 from server import limits, lines, sse
+from server.access import may_subscribe
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
@@ -49,18 +50,15 @@ class Guest:
 class House(Protocol):
     """The worker behind the doors."""
 
-    @property
-    def config(self) -> Config: ...
+    config: Config
+
     @property
     def guests(self) -> dict[Guest, None]:
         """The guests at all doors, in order of their deadlines."""
 
-    @property
-    def pool(self) -> Pool: ...
-    @property
-    def table(self) -> Table: ...
-    @property
-    def bus(self) -> Bus: ...
+    pool: Pool
+    table: Table
+    feed: Feed
 
     def admit(self, fd: int) -> None:
         """Raise PeerError while nobody is let in, or none with that descriptor."""
@@ -72,7 +70,7 @@ class House(Protocol):
         """Fetch the keys that verify tokens, then call back."""
 
     def opened(self, session: Session, claims: Claims, began: bytes | None, asked: str | None, head: bytes) -> None:
-        """Greet a session whose stream began at position `began`, which `asked` to go on from one; `head` comes first."""
+        """Greet a session, `head` first. Its stream began at position `began`; it `asked` to go on from another."""
 
     def received(self, session: Session, data: bytes) -> None:
         """Go on with what a session has sent."""
@@ -91,6 +89,7 @@ class Door(ABC):
         self._guests = house.guests
         self._seconds_max = house.config.handshake_seconds
         self._channels_max = house.config.channels_per_connection_max
+        self._namespaces = house.config.namespaces
 
     def accept(self, fd: int) -> None:
         """Take a new connection. Often its request is there already, and the pool need not be asked to wait for it."""
@@ -163,7 +162,7 @@ class Door(ABC):
             return
         names = [name.encode() for name in self._allowed(request.channels, claims)]
         done = partial(self._joined, guest, claims, names, request.position)
-        self._house.bus.join([personal(claims.user).encode(), *names], done)
+        self._house.feed.join([personal(claims.user).encode(), *names], done)
 
     def _enter_again(self, guest: Guest, request: lines.Connect) -> None:
         if guest.fd == CLOSED:
@@ -177,7 +176,7 @@ class Door(ABC):
         """Return `channels` without the user's own, which she has anyway. Raises: PeerError."""
         own = personal(claims.user)
         for channel in channels:
-            if not claims.may_subscribe(channel):
+            if not may_subscribe(self._namespaces, claims, channel):
                 raise PeerError(Close.FORBIDDEN, f"not allowed to subscribe to {channel}", "channels")
         names = [channel for channel in channels if channel != own]
         if len(names) >= self._channels_max:

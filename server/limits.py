@@ -38,6 +38,7 @@ DESCRIPTORS_RESERVED = 64
 
 # What may wait for one slow peer.
 BACKLOG_BYTES_MAX = 256 * 1024
+CORKED_BYTES_MAX = 4 * 1024 * 1024  # while it is being sent what it missed; the frames are shared by all who wait
 LISTEN_BACKLOG = 65_535  # the kernel clips it to net.core.somaxconn
 
 # What may wait for all subscribers of a worker: past it, Redis is made to wait.

@@ -302,6 +302,11 @@ def message(m: Message) -> bytes:
     return b'{"op":"%b","channel":%b,"position":"%b"%b}\n' % (op, name, position, members)
 
 
+def kept(m: Message) -> bytes:
+    """Encode one message of an answer to `history`."""
+    return b'{"channel":%b,"position":"%b"%b}' % (orjson.dumps(m.channel.decode()), m.position, on_one_line(m.members))
+
+
 def on_one_line(members: bytes) -> bytes:
     """Return the same JSON without line ends: outside strings they are white space, inside they are not JSON."""
     return members.replace(b"\n", b" ").replace(b"\r", b" ")

@@ -26,6 +26,7 @@ from typing import Protocol
 from router.message import Message
 from server import limits
 from server.close import Close
+from server.lingering import SPEAKING, Lingering
 from server.session import CLOSED, Backlog, Session
 from server.stats import Stats
 
@@ -90,6 +91,9 @@ class Events(Protocol):
     def lost(self, session: Session, code: Close) -> None:
         """The peer is gone."""
 
+    def drained(self, session: Session) -> None:
+        """The kernel has taken all that was to overtake the cork."""
+
     def failed(self, session: Session) -> None:
         """Handling one of these has raised: to be called from the `except`."""
 
@@ -115,6 +119,7 @@ class Pool:
         self._handled = 0
         self._buried: list[int] = []
         self._armed: dict[Session, int] = {}  # those that are not armed as their lane is
+        self._corked: dict[Session, Backlog] = {}  # what overtakes the backlog of those whose backlog is corked
         self._lingering: deque[Lingering] = deque()
         self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - limits.DESCRIPTORS_RESERVED
         self._buffer = memoryview(bytearray(limits.READ_BYTES))
@@ -172,10 +177,11 @@ class Pool:
         4.2.2.13). So only our half is closed, and what still comes is read and thrown away for a bounded while. Of a
         backlog, the frame whose beginning may have been sent is finished, and the rest dropped: the peer resumes.
         """
-        if isinstance(peer, Session) and peer.backlog:
-            frame = peer.backlog.frames[0] + frame
+        waiting = self._corked.get(peer, peer.backlog) if isinstance(peer, Session) else None
+        if waiting is not None and waiting.frames:
+            frame = waiting.frames[0] + frame
         lingering = Lingering(self._forget(peer), self, frame, self._clock() + limits.LINGER_SECONDS_MAX)
-        self.put(lingering, LINES)
+        self.put(lingering, SPEAKING)
         self._lingering.append(lingering)
         lingering.send()
 
@@ -245,21 +251,61 @@ class Pool:
             return True
         backlog = session.backlog
         if backlog is None:
-            backlog = session.backlog = Backlog()
-            self.stats.backlogged_connections += 1
+            backlog = self._begin_backlog(session)
             self._set_armed(session, self._armed.get(session, session.lane.armed))
-        if backlog.bytes + len(rest) > self._backlog_bytes_max:
-            if backlog.frames:
-                return False
-            # Of several messages in one write: the one under way is finished, or the farewell behind it could not be read.
-            end = session.lane.end
-            rest = rest[: rest.index(end) + len(end)]
-            backlog.append(rest)
-            self.stats.backlog_bytes += len(rest)
+        bytes_max = limits.CORKED_BYTES_MAX if session in self._corked else self._backlog_bytes_max
+        if backlog.bytes + len(rest) > bytes_max:
+            if not backlog.frames:
+                # Of several messages in one write, the one under way is finished, so that the farewell can be read.
+                end = session.lane.end
+                self._append(backlog, rest[: rest.index(end) + len(end)])
             return False
-        backlog.append(rest)
-        self.stats.backlog_bytes += len(rest)
+        self._append(backlog, rest)
         return True
+
+    def answer(self, session: Session, frame: bytes) -> bool:
+        """Send what the peer has asked for, however long it is; False when it is too slow for what it had before."""
+        if session.backlog is not None:
+            return self.hold(session, frame)
+        self.cork(session)
+        self.overtake(session, frame)
+        self.uncork(session)
+        return True
+
+    def cork(self, session: Session) -> None:
+        """Let everything that is offered wait, until `uncork`; what waits already goes first."""
+        waiting = session.backlog
+        if waiting is None:
+            self._begin_backlog(session)
+            waiting = Backlog()
+        else:
+            session.backlog = Backlog()
+        self._corked[session] = waiting
+
+    def overtake(self, session: Session, frame: bytes) -> bool:
+        """Send `frame` past the cork; False when the kernel has not taken all of it yet: `drained` will be told."""
+        ahead = self._corked[session]
+        if not ahead.frames:
+            try:
+                frame = frame[os.write(session.fd, frame) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return True  # the peer is gone: epoll will say so
+            if not frame:
+                return True
+        self._append(ahead, frame)
+        self._set_armed(session, self._armed.get(session, session.lane.armed))
+        return False
+
+    def uncork(self, session: Session) -> None:
+        """Let the backlog go."""
+        ahead = self._corked.pop(session)
+        backlog = session.backlog
+        assert backlog is not None
+        backlog.frames.extendleft(reversed(ahead.frames))
+        backlog.bytes += ahead.bytes
+        self._drain(session)
 
     def mute(self, session: Session) -> None:
         """Stop reading from `session`: it has asked for something that must be answered first."""
@@ -274,28 +320,47 @@ class Pool:
             self._armed.pop(session, None)
         else:
             self._armed[session] = armed
-        self.epoll.modify(session.fd, armed | select.EPOLLOUT if session.backlog is not None else armed)
+        waiting = self._corked.get(session, session.backlog)
+        waits = waiting is not None and (waiting.frames or session not in self._corked)
+        self.epoll.modify(session.fd, armed | select.EPOLLOUT if waits else armed)
+
+    def _begin_backlog(self, session: Session) -> Backlog:
+        self.stats.backlogged_connections += 1
+        session.backlog = Backlog()
+        return session.backlog
+
+    def _append(self, backlog: Backlog, frame: bytes) -> None:
+        backlog.append(frame)
+        self.stats.backlog_bytes += len(frame)
 
     def _drain(self, session: Session) -> None:
         """Send what waits, now that the kernel has room."""
-        backlog = session.backlog
+        backlog = self._corked.get(session, session.backlog)
         if backlog is None:
             return
-        try:
-            sent = os.writev(session.fd, list(islice(backlog.frames, _FRAMES_PER_WRITE)))
-        except OSError:
-            return
-        backlog.drop(sent)
-        self.stats.backlog_bytes -= sent
-        if not backlog.frames:
+        if backlog.frames:
+            try:
+                sent = os.writev(session.fd, list(islice(backlog.frames, _FRAMES_PER_WRITE)))
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            backlog.drop(sent)
+            self.stats.backlog_bytes -= sent
+        corked = session in self._corked
+        if not backlog.frames and not corked:
             self._drop_backlog(session)
-            self._set_armed(session, self._armed.get(session, session.lane.armed))
+        self._set_armed(session, self._armed.get(session, session.lane.armed))
+        if corked and not backlog.frames:
+            self._events.drained(session)
 
     def _drop_backlog(self, session: Session) -> None:
         if session.backlog is not None:
             self.stats.backlogged_connections -= 1
             self.stats.backlog_bytes -= session.backlog.bytes
             session.backlog = None
+        if (ahead := self._corked.pop(session, None)) is not None:
+            self.stats.backlog_bytes -= ahead.bytes
 
     def _is_watched(self, fd: int) -> bool:
         return fd < len(self.peers) and self.peers[fd] is not None
@@ -312,51 +377,6 @@ class Pool:
         for fd in self._buried:
             os.close(fd)
         self._buried.clear()
-
-
-class Lingering:
-    """A connection that we have ended, until the peer has read our last frame and ended it too."""
-
-    __slots__ = ("fd", "pool", "rest", "until")
-
-    def __init__(self, fd: int, pool: Pool, rest: bytes, until: float) -> None:
-        self.fd = fd
-        self.pool = pool
-        self.rest = rest
-        self.until = until
-
-    def send(self) -> None:
-        """Send what is left of the last frame; behind it, close our half."""
-        try:
-            self.rest = self.rest[os.write(self.fd, self.rest) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.pool.close(self)
-            return
-        if self.rest:
-            self.pool.arm(self.fd, LINES | select.EPOLLOUT)
-            return
-        sock = socket.socket(fileno=self.fd)
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # the peer was faster: EPOLLHUP follows
-        finally:
-            sock.detach()
-
-    def react(self, events: int) -> None:
-        """Throw away what still comes; close at its end."""
-        if events & _GONE:
-            self.pool.close(self)
-        elif events & select.EPOLLOUT:
-            self.pool.arm(self.fd, LINES)
-            self.send()
-        elif self.pool.read(self.fd) == b"":
-            if self.rest:  # it still listens
-                self.pool.arm(self.fd, select.EPOLLOUT)
-            else:
-                self.pool.close(self)
 
 
 _VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})  # tcp(7): keepalive, TCP_USER_TIMEOUT

@@ -13,15 +13,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from router import journal
+from router import journal, position
 from router.bus import Bus, BusDown, Busy, Unconfirmed
 from router.carousel import Carousel
-from router.namespaces import personal
+from router.feed import Feed
+from router.message import Message
+from router.namespaces import Namespaces, personal
 from router.pipe import Reply
+from router.replay import Missed
 from router.table import Table
 from server import limits, lines
+from server.access import may_publish, may_subscribe
 from server.auth import Claims
+from server.catchup import CatchUp
 from server.close import Close, PeerError
+from server.lookups import Lookups
 from server.pool import Pool
 from server.session import CLOSED, Session
 
@@ -29,14 +35,12 @@ from server.session import CLOSED, Session
 class House(Protocol):
     """The worker that holds the sessions."""
 
-    @property
-    def pool(self) -> Pool: ...
-    @property
-    def table(self) -> Table: ...
-    @property
-    def bus(self) -> Bus: ...
-    @property
-    def carousel(self) -> Carousel: ...
+    pool: Pool
+    table: Table
+    bus: Bus
+    feed: Feed
+    catchup: CatchUp
+    carousel: Carousel
 
     def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
         """Say goodbye and close."""
@@ -64,8 +68,10 @@ def retry_ms(code: Close) -> int | None:
 class Requests:
     """The requests of all sessions of one worker."""
 
-    def __init__(self, house: House, *, channels_max: int, message_bytes_max: int) -> None:
+    def __init__(self, house: House, namespaces: Namespaces, *, channels_max: int, message_bytes_max: int) -> None:
         self._house = house
+        self._namespaces = namespaces
+        self._lookups = Lookups(house.feed)
         self._stats = house.pool.stats
         self._channels_max = channels_max
         self._message_bytes_max = message_bytes_max
@@ -76,6 +82,8 @@ class Requests:
             lines.Subscribe: self._subscribe,
             lines.Unsubscribe: self._unsubscribe,
             lines.Publish: self._publish,
+            lines.History: self._history,
+            lines.Presence: self._presence,
             lines.Ping: self._ping,
         }
 
@@ -138,7 +146,7 @@ class Requests:
 
     def _subscribe(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.Subscribe)
-        if not self._house.claims(session).may_subscribe(request.channel):
+        if not may_subscribe(self._namespaces, self._house.claims(session), request.channel):
             raise PeerError(Close.FORBIDDEN, f"not allowed to subscribe to {request.channel}", "channel", request.id)
         name = request.channel.encode()
         known = {channel.name for channel in session.channels} | {personal(session.user).encode()}
@@ -146,17 +154,47 @@ class Requests:
             reason = f"{len(known)} already, want at most {self._channels_max}"
             raise PeerError(Close.TOO_MANY_CHANNELS, reason, "channel", request.id)
         self._hold(session)
-        self._house.bus.join([name], partial(self._subscribed, session, request, name in known))
+        self._house.feed.join([name], partial(self._subscribed, session, request, name in known))
 
     def _subscribed(self, session: Session, request: lines.Subscribe, known: bool, began: bytes | None) -> None:
         if session.fd == CLOSED:
             return
+        house, name = self._house, request.channel.encode()
+        house.carousel.flush(session)  # what it has had so far on its other channels is all before `began`
+        if session.fd == CLOSED:
+            return
         if not known:
-            self._house.table.add(session, request.channel.encode())
-        position = began.decode() if began else ""
-        recovered = began is not None and (request.position is None or request.position == position)
-        answer = {"op": "subscribed", "id": request.id, "channel": request.channel, "position": position}
-        self._say(session, lines.answer({**answer, "recovered": recovered}))
+            house.table.add(session, name)
+        given = request.position or ""
+        asked, at = position.parse(given), position.parse(began)
+        is_durable = self._namespaces.of(request.channel).durable
+        answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
+        if (
+            is_durable
+            and asked
+            and at
+            and asked.epoch == at.epoch
+            and asked.of(name).number < at.id.number
+            and not known
+        ):
+            missed = Missed(house.feed.reader, at.epoch, {name: asked.of(name)}, at.id)
+
+            def greet(whole: bool) -> bytes:
+                return lines.answer({**answer, "position": given, "recovered": whole})
+
+            def encode(message: Message) -> bytes:
+                """In its other channels the session is at `at` already: a position that says both makes a cut exact."""
+                behind = position.Behind(name, position.id_of(message.id))
+                return session.lane.encode(message._replace(position=str(at._replace(behind=behind)).encode()))
+
+            house.catchup.start(
+                session, missed, given.encode(), greet, encode=encode, done=partial(self._release, session)
+            )
+            return
+        recovered = at is not None and (
+            request.position is None or (asked is not None and asked.of(name).number == at.id.number)
+        )
+        self._say(session, lines.answer({**answer, "position": str(at or ""), "recovered": recovered}))
         if session.fd != CLOSED:
             self._release(session)
 
@@ -176,17 +214,24 @@ class Requests:
 
     def _publish(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.Publish)
-        if not self._house.claims(session).may_publish(request.channel):
+        name = request.channel.encode()
+        is_member = any(channel.name == name for channel in session.channels)
+        claims = self._house.claims(session)
+        if not may_publish(self._namespaces, claims, request.channel, is_member=is_member):
             self._stats.publish_failures += 1
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel", request.id)
         members = journal.members(session.user, time.time_ns() // 1_000_000, request.data)
         done = partial(self._published, session, request.id, request.channel)
-        self._house.bus.publish(request.channel.encode(), members, journal.Retention(), done)
+        once = f"{session.user}:{request.idempotency}".encode() if request.idempotency else b""
+        self._house.bus.publish(name, members, self._namespaces.of(request.channel).kept, done, once=once)
 
     def _published(self, session: Session, id: lines.Id, channel: str, reply: Reply) -> None:
         if isinstance(reply, bytes):
             self._stats.published += 1
             frame = lines.answer({"op": "published", "id": id, "channel": channel, "position": reply.decode()})
+        elif isinstance(reply, int):  # live-only: nothing to come back to
+            self._stats.published += 1
+            frame = lines.answer({"op": "published", "id": id, "channel": channel})
         else:
             self._stats.publish_failures += 1
             fault = bus_fault(reply)
@@ -194,3 +239,41 @@ class Requests:
             frame = lines.error(fault, retry_ms(fault.code))
         if session.fd != CLOSED:
             self._say(session, frame)
+
+    def _history(self, session: Session, request: lines.Request) -> None:
+        assert isinstance(request, lines.History)
+        self._check_readable(session, request.channel, request.id)
+        if not self._namespaces.of(request.channel).durable:
+            raise PeerError(Close.BAD_REQUEST, f"{request.channel} is live-only", "channel", request.id)
+        self._hold(session)
+        self._lookups.history(request.channel, request.after, request.limit, partial(self._told, session, request))
+
+    def _presence(self, session: Session, request: lines.Request) -> None:
+        assert isinstance(request, lines.Presence)
+        if not request.channel.startswith("@"):  # whether a user is there, anyone may ask
+            self._check_readable(session, request.channel, request.id)
+        if not self._namespaces.of(request.channel).presence:
+            raise PeerError(Close.BAD_REQUEST, f"{request.channel} has no presence", "channel", request.id)
+        self._hold(session)
+        self._lookups.presence(request.channel, partial(self._told, session, request))
+
+    def _check_readable(self, session: Session, channel: str, id: lines.Id) -> None:
+        """Raise PeerError unless the session may see what is in `channel`: whoever may subscribe to it may."""
+        if not may_subscribe(self._namespaces, self._house.claims(session), channel):
+            raise PeerError(Close.FORBIDDEN, f"not allowed to read {channel}", "channel", id)
+
+    def _told(self, session: Session, request: lines.History | lines.Presence, found: bytes | Exception) -> None:
+        """`found` is the rest of the answer, as JSON members."""
+        if session.fd == CLOSED:
+            return
+        if isinstance(found, bytes):
+            op = "history" if isinstance(request, lines.History) else "presence"
+            frame = lines.answer({"op": op, "id": request.id, "channel": request.channel})[:-2] + found + b"}\n"
+        else:
+            fault = found if isinstance(found, PeerError) else bus_fault(found)
+            fault.id = request.id
+            frame = lines.error(fault, retry_ms(fault.code))
+        if not self._house.pool.answer(session, frame):
+            self._house.end(session, Close.SLOW)
+        elif session.fd != CLOSED:
+            self._release(session)

@@ -19,11 +19,15 @@ import uvloop
 from router import journal, topology
 from router.bus import Bus, Listeners
 from router.carousel import Carousel
+from router.feed import Feed
 from router.message import Message
 from router.namespaces import personal
+from router.presence import Presence
+from router.replay import Reader
 from router.table import Sink, Table
 from server import handshake, limits, lines, sse
 from server.auth import Claims, Verifier
+from server.catchup import CatchUp
 from server.close import Close, PeerError
 from server.config import Config
 from server.drain import Drain
@@ -36,6 +40,7 @@ from server.requests import Requests
 from server.session import CLOSED, Session
 from server.stats import Page
 from server.web import Web
+from server.welcome import Welcome
 
 log = logging.getLogger("moorage.shard")
 
@@ -76,40 +81,37 @@ class Shard:
             clock=time.monotonic,
         )
         self.carousel.deliveries, self.carousel.writes = self.stats.deliveries, self.stats.writes
-        node = topology.parse(redis_url)
-        self.bus = Bus(
-            node,
-            journal.Keys(config.redis_prefix),
+        self.feed = Feed(
             self.table,
-            Listeners(self._message, self._batch_done, self._control, self._restored, self._missed),
-            worker=f"{place.node}-{place.number}",
-            tls=topology.ssl_context(node) if node.tls else None,
+            self.carousel,
+            later=self.loop.call_soon,
+            on_lag=self._saw_lag,
+            on_waiting=self._saw_waiting,
         )
+        self.feed.received = self.stats.received_messages
+        self.bus = self._bus(topology.parse(redis_url))
+        self.feed.bus = self.bus
+        self.feed.reader = Reader(self.bus, journal.Keys(config.redis_prefix))
+        self.feed.presence = Presence(self.bus, self.table, self.loop)
+        self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier
+        self._welcome = Welcome(self, f"{place.node}-{place.number}")
         self.requests = Requests(
-            self, channels_max=config.channels_per_connection_max, message_bytes_max=config.message_bytes_max
-        )
-        self.heartbeat = Heartbeat(self.pool, config.heartbeat_seconds)
-        # 25.0 is written 25: clients that read an integer exist.
-        self._heartbeat_s = int(h) if (h := config.heartbeat_seconds).is_integer() else h
-        self.expiry = Expiry()
-        self.web = Web(
             self,
-            origins=config.origins,
-            body_bytes_max=limits.BODY_BYTES_MAX,
+            config.namespaces,
+            channels_max=config.channels_per_connection_max,
             message_bytes_max=config.message_bytes_max,
         )
+        self.heartbeat = Heartbeat(self.pool, config.heartbeat_seconds)
+        self.expiry = Expiry()
+        self.web = Web(self, config)
         self._tcp = Lane("tcp", lines, LINES, self.pool)
         self._sse = Lane("sse", sse, STREAM, self.pool)
         self.guests: dict[Guest, None] = {}
         self._grants: dict[Session, Claims] = {}  # of those whose token narrows what they may do
-        self._opened = 0
-        self._head = b""  # the newest position this worker has seen
         self._drain: Drain | None = None
         self._stopped = self.loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spinning = False
-        self._lag_at_batch = False
         self._tcp_door = LinesDoor(self, self._tcp)
         self.http_door = StreamDoor(self, self._sse, self.web.take)
         self._listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
@@ -201,24 +203,12 @@ class Shard:
         self._start(_then(self.verifier, then))
 
     def opened(self, session: Session, claims: Claims, began: bytes | None, asked: str | None, head: bytes) -> None:
-        """Greet a session whose stream began at position `began`, which `asked` to go on from one; `head` comes first."""
-        lane = session.lane
-        lane.sessions += 1
-        self._opened += 1
+        """Greet a session, `head` first. Its stream began at position `began`; it `asked` to go on from another."""
+        session.lane.sessions += 1
         if claims.subscribe is not None or claims.publish is not None:
             self._grants[session] = claims
         self.expiry.set(session.fd, claims.expires_at)
-        position = (began or self._head).decode()
-        greeting: dict[str, object] = {
-            "user": session.user,
-            "session": f"{self.place.node}-{self.place.number}-{self._opened:x}",
-            "heartbeat_s": self._heartbeat_s,
-            "position": position,
-            "recovered": began is not None and asked in (None, position),
-            "channels": [personal(session.user), *(channel.name.decode() for channel in session.channels)],
-        }
-        if not session.offer(head + lane.codec.connected(greeting)):
-            self.end(session, Close.SLOW)
+        self._welcome.greet(session, began, asked, head)
 
     def claims(self, session: Session) -> Claims:
         """What the session may do."""
@@ -252,48 +242,38 @@ class Shard:
         if session.fd != CLOSED:
             self.end(session, Close.OUR_FAULT)
 
+    def drained(self, session: Session) -> None:
+        """The kernel has taken all that was to overtake the cork."""
+        self.catchup.drained(session)
+
     # What the bus tells.
 
-    def _message(self, name: bytes, payload: bytes) -> None:
-        self.stats.received_messages += 1
-        message = journal.decode(name, payload, self._head)
-        if not self._lag_at_batch:  # one of a batch stands for all
-            self._lag_at_batch = True
-            self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
-        self._head = message.position
-        channel = self.table.find(name)
-        if channel is not None:
-            self.carousel.add(channel, message)
+    def _bus(self, node: topology.Node) -> Bus:
+        feed = self.feed
+        listeners = Listeners(
+            message=feed.message,
+            batch=feed.batch,
+            reply=lambda answer: feed.presence.answered(answer),  # noqa: PLW0108  # there is none before there is a bus
+            control=self._control,
+            lost=feed.lost,
+            restored=feed.restored,
+            lapsed=feed.lapsed,
+            rejoined=feed.rejoined,
+            head=lambda: feed.head,
+        )
+        tls = topology.ssl_context(node) if node.tls else None
+        worker = f"{self.place.node}-{self.place.number}"
+        return Bus(node, journal.Keys(self.config.redis_prefix), feed, listeners, worker=worker, tls=tls)
 
-    def _batch_done(self) -> None:
-        self._lag_at_batch = False
-        if self.carousel and not self._spinning:
-            self._spin()
-        if self.carousel.bytes_waiting > limits.WAITING_BYTES_MAX:
+    def _saw_lag(self, message: Message) -> None:
+        self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
+
+    def _saw_waiting(self, waiting: int) -> None:
+        """Make Redis wait while more is waiting here than we want to hold."""
+        if waiting > limits.WAITING_BYTES_MAX:
             self.bus.pause(True)
-
-    def _spin(self) -> None:
-        self._spinning = self.carousel.turn()
-        if self._spinning:
-            self.loop.call_soon(self._spin)
-        if self.bus.paused and self.carousel.bytes_waiting < limits.WAITING_BYTES_MAX // 2:
+        elif self.bus.paused and waiting < limits.WAITING_BYTES_MAX // 2:
             self.bus.pause(False)
-
-    def _restored(self, position: bytes) -> None:
-        self.stats.bus_reconnects += self.bus.connects > 1
-        self._head = position
-        for name in self.table.names():
-            self._tell_gap(name)
-        self._batch_done()
-
-    def _missed(self, name: bytes) -> None:
-        self._tell_gap(name)
-
-    def _tell_gap(self, name: bytes) -> None:
-        channel = self.table.find(name)
-        if channel is not None:
-            self.stats.gaps_sent += len(channel.sinks)
-            self.carousel.add(channel, Message(b"gap", name, self._head, b""))
 
     def _control(self, payload: bytes) -> None:
         """Do what the admin process tells all workers to do."""
@@ -353,6 +333,7 @@ class Shard:
         stats = self.stats
         stats.connections_tcp, stats.connections_sse = self._tcp.sessions, self._sse.sessions
         stats.handshaking = len(self.guests)
+        stats.received_messages, stats.gaps_sent = self.feed.received, self.feed.gaps
         stats.deliveries, stats.writes = self.carousel.deliveries, self.carousel.writes
         stats.subscriptions = len(self.table)
         stats.bus_connected = int(self.bus.connected)
@@ -367,6 +348,7 @@ class Shard:
         session.lane.sessions -= 1
         self.stats.closed[code] += 1
         self.requests.forget(session)
+        self.catchup.forget(session)
         self._grants.pop(session, None)
         self.expiry.set(session.fd, None)
         self.bus.leave(self.table.leave(session))

@@ -23,8 +23,10 @@ from router import journal
 from router.bus import Bus
 from router.pipe import Reply
 from server import limits, lines
+from server.access import may_publish
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
+from server.config import Config
 from server.handshake import StreamDoor
 from server.pool import Pool
 from server.requests import bus_fault
@@ -54,14 +56,10 @@ _STATUS = {
 class House(Protocol):
     """The worker."""
 
-    @property
-    def bus(self) -> Bus: ...
-    @property
-    def pool(self) -> Pool: ...
-    @property
-    def stats(self) -> Stats: ...
-    @property
-    def http_door(self) -> StreamDoor: ...
+    bus: Bus
+    pool: Pool
+    stats: Stats
+    http_door: StreamDoor
 
     def identify(self, token: str | None, user: str | None) -> Claims:
         """Return who that is. Raises: PeerError, KeyUnknown."""
@@ -128,12 +126,13 @@ class Handler(RequestHandler):
 class Web:
     """The aiohttp application of one worker."""
 
-    def __init__(self, house: House, *, origins: tuple[str, ...], body_bytes_max: int, message_bytes_max: int) -> None:
+    def __init__(self, house: House, config: Config) -> None:
         self._house = house
-        self._origins = origins
-        self._message_bytes_max = message_bytes_max
+        self._origins = config.origins
+        self._message_bytes_max = config.message_bytes_max
+        self._namespaces = config.namespaces
         self._page = (files("server") / "pages" / "chat.html").read_bytes()
-        self._app = web.Application(client_max_size=body_bytes_max, middlewares=[self._guard])
+        self._app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[self._guard])
         self._app.add_routes(
             [
                 web.get("/", self._start_page),
@@ -202,7 +201,9 @@ class Web:
 
     async def _come_again(self, _request: web.Request) -> web.Response:
         """A stream asked for behind another request and not taken back: it can have a connection of its own."""
-        response = web.Response(body=_COME_AGAIN, content_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        response = web.Response(
+            body=_COME_AGAIN, content_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
         response.force_close()
         return response
 
@@ -217,22 +218,24 @@ class Web:
     async def _publish(self, request: web.Request) -> web.Response:
         claims = await self._identify(request)
         publish = lines.parse_publish(await request.read(), self._message_bytes_max)
-        if not claims.may_publish(publish.channel):
+        if not may_publish(self._namespaces, claims, publish.channel, is_member=False):  # no connection, no membership
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
         members = journal.members(claims.user, time.time_ns() // 1_000_000, publish.data)
+        once = f"{claims.user}:{publish.idempotency}".encode() if publish.idempotency else b""
+        kept = self._namespaces.of(publish.channel).kept
         answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def done(reply: Reply) -> None:
             if not answered.done():
                 answered.set_result(reply)
 
-        self._house.bus.publish(publish.channel.encode(), members, journal.Retention(), done)
+        self._house.bus.publish(publish.channel.encode(), members, kept, done, once=once)
         reply = await answered
-        if not isinstance(reply, bytes):
+        if not isinstance(reply, bytes | int):
             self._house.stats.publish_failures += 1
             raise bus_fault(reply)
         self._house.stats.published += 1
-        return _json({"position": reply.decode()})
+        return _json({"position": reply.decode()} if isinstance(reply, bytes) else {})
 
     async def _identify(self, request: web.Request) -> Claims:
         token, user = request.query.get("token"), request.query.get("user")

@@ -1,0 +1,78 @@
+"""A position: which message of the whole stream a connection has got to. Opaque to clients, `parse` is the only reader.
+
+    epoch-milliseconds-number                               everything up to that message
+    epoch-milliseconds-number~channel-milliseconds-number   the same, but of one channel less: its past is being sent
+
+The number is one sequence over all channels of a Redis. Milliseconds go with it and never run backwards, so that
+"ms-number" is an id by which streams are kept and trimmed. The epoch names the life of the sequence: it changes when Redis
+has lost data. The second form makes a late subscription with a past exact: in its other channels the connection is further.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import NamedTuple
+
+_FORM = re.compile(r"([0-9a-f]{8})-(\d{1,15})-(\d{1,18})(?:~([A-Za-z0-9_-]{2,340})-(\d{1,15})-(\d{1,18}))?")
+
+
+class Id(NamedTuple):
+    """The id of a message in the streams of Redis. `number` alone gives the order."""
+
+    ms: int
+    number: int
+
+    def __bytes__(self) -> bytes:
+        return b"%d-%d" % self
+
+
+START = Id(0, 0)
+
+
+class Behind(NamedTuple):
+    """The one channel that is behind the others, and where it is."""
+
+    channel: bytes
+    id: Id
+
+
+class Position(NamedTuple):
+    """Where a connection's stream is."""
+
+    epoch: str
+    id: Id
+    behind: Behind | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.epoch}-{self.id.ms}-{self.id.number}"
+        if self.behind is None:
+            return text
+        channel, id = self.behind
+        return f"{text}~{urlsafe_b64encode(channel).decode().rstrip('=')}-{id.ms}-{id.number}"
+
+    def of(self, channel: bytes) -> Id:
+        """Return where the stream of one channel is."""
+        return self.behind.id if self.behind is not None and self.behind.channel == channel else self.id
+
+
+def parse(text: str | bytes | None) -> Position | None:
+    """Read a position; None when it is none, or none of ours."""
+    found = _FORM.fullmatch(text.decode("ascii", "replace") if isinstance(text, bytes) else text or "")
+    if found is None:
+        return None
+    epoch, ms, number, channel, behind_ms, behind_number = found.groups()
+    id = Id(int(ms), int(number))
+    if channel is None:
+        return Position(epoch, id)
+    try:
+        name = urlsafe_b64decode(channel + "=" * (-len(channel) % 4))
+    except ValueError:
+        return None
+    return Position(epoch, id, Behind(name, Id(int(behind_ms), int(behind_number))))
+
+
+def id_of(text: bytes) -> Id:
+    """Read an id that Redis has sent."""
+    ms, _, number = text.partition(b"-")
+    return Id(int(ms), int(number))

@@ -1,0 +1,216 @@
+"""Reading the journal: pages of what a channel holds behind a position, shared by all who ask for the same one."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from router import journal
+from router.message import Message
+from router.pipe import Done, Reply
+from router.position import Id, id_of
+
+PAGE_MESSAGES_MAX = 100
+PAGE_BYTES_MAX = 256 * 1024
+PAGES_KEPT_MAX = 256
+PAGE_SECONDS_MAX = 2.0
+
+
+class Entry(NamedTuple):
+    """One kept message."""
+
+    id: Id
+    message: Message
+
+
+class Page(NamedTuple):
+    """What a channel holds behind an id, from the oldest on; `more`: there is another page behind this one.
+
+    `whole` is False when something behind that id is no longer held.
+    """
+
+    entries: list[Entry]
+    more: bool
+    whole: bool
+
+
+class Asks(Protocol):
+    """The bus, as a reader sees it."""
+
+    def ask(self, command: tuple[bytes, ...], done: Done) -> None:
+        """Send a command; `done` gets its reply, or an exception."""
+
+
+class Reader:
+    """Reads the journal for one worker. Times are seconds since the epoch where they are compared with ids."""
+
+    def __init__(
+        self,
+        bus: Asks,
+        keys: journal.Keys,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._bus = bus
+        self._keys = keys
+        self._clock = clock
+        self._wall = wall
+        self._asked: dict[tuple[bytes, Id, Id], list[Callable[[Page | Exception], None]]] = {}
+        self._kept: OrderedDict[tuple[bytes, Id, Id], tuple[float, Page]] = OrderedDict()
+        self.reads = 0  # commands sent to Redis for pages
+
+    def page(self, name: bytes, epoch: str, after: Id, upto: Id, done: Callable[[Page | Exception], None]) -> None:
+        """Give `done` the page of `name` behind `after`, of which all up to `upto` is certain to be in Redis.
+
+        Those who ask for the same page while it is under way, or shortly after, share one read.
+        """
+        key = (name, after, upto)
+        kept = self._kept.get(key)
+        if kept is not None and self._clock() - kept[0] < PAGE_SECONDS_MAX:
+            done(kept[1])
+            return
+        waiting = self._asked.get(key)
+        if waiting is not None:
+            waiting.append(done)
+            return
+        self._asked[key] = [done]
+        self.reads += 1
+
+        def answered(reply: Reply) -> None:
+            page = self._page(name, epoch, after, upto, reply) if isinstance(reply, list) else None
+            if page is not None:
+                self._keep(key, page)
+            for each in self._asked.pop(key):
+                each(page if page is not None else _fault(reply))
+
+        args = self._keys.missed_args(name, bytes(after), PAGE_MESSAGES_MAX, PAGE_BYTES_MAX)
+        self._bus.ask((b"EVALSHA", journal.MISSED_SHA, *args), answered)
+
+    def newest(
+        self, name: bytes, epoch: str, after: Id | None, limit: int, done: Callable[[list[Entry] | Exception], None]
+    ) -> None:
+        """Give `done` at most `limit` messages of `name`, in order: those behind `after`, or the newest."""
+        stream = self._keys.stream(name)
+        if after is None:
+            command = (b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"%d" % limit)
+        else:
+            command = (b"XRANGE", stream, b"(" + bytes(after), b"+", b"COUNT", b"%d" % limit)
+
+        def answered(reply: Reply) -> None:
+            if not isinstance(reply, list):
+                done(_fault(reply))
+                return
+            found = [_entry(name, epoch, id, fields[3]) for id, fields in reply]
+            done(found if after is not None else found[::-1])
+
+        self._bus.ask(command, answered)
+
+    def lasts(self, names: Sequence[bytes], done: Callable[[list[Id | None] | Exception], None]) -> None:
+        """Give `done` the id of the last message of each of `names`; None where none is remembered."""
+
+        def answered(reply: Reply) -> None:
+            if isinstance(reply, list):
+                done([id_of(last) if last else None for last in reply])
+            else:
+                done(_fault(reply))
+
+        self._bus.ask((b"MGET", *map(self._keys.last, names)), answered)
+
+    def _page(self, name: bytes, epoch: str, after: Id, upto: Id, reply: list[bytes | int]) -> Page:
+        last, more, *rest = reply
+        entries, whole = [], True
+        for index in range(0, len(rest), 3):
+            id, before, members = rest[index : index + 3]
+            assert isinstance(id, bytes)
+            assert isinstance(before, bytes)
+            assert isinstance(members, bytes)
+            if index == 0:
+                whole = id_of(before).number <= after.number
+            entry = _entry(name, epoch, id, members)
+            if entry.id.number > upto.number:  # comes live
+                more = 0
+                break
+            entries.append(entry)
+        if not rest:
+            assert isinstance(last, bytes)
+            # Nothing is remembered: nothing was published for as long as a last message is, or ever.
+            is_recent = after.ms / 1000 > self._wall() - journal.RESUME_SECONDS_MAX
+            whole = id_of(last).number <= after.number if last else is_recent
+        return Page(entries, bool(more), whole)
+
+    def _keep(self, key: tuple[bytes, Id, Id], page: Page) -> None:
+        self._kept[key] = (self._clock(), page)
+        self._kept.move_to_end(key)
+        while len(self._kept) > PAGES_KEPT_MAX or self._clock() - next(iter(self._kept.values()))[0] > PAGE_SECONDS_MAX:
+            self._kept.popitem(last=False)
+
+
+def _entry(name: bytes, epoch: str, id: bytes, members: bytes) -> Entry:
+    return Entry(id_of(id), Message(b"message", name, b"%b-%b" % (epoch.encode(), id), members))
+
+
+def _fault(reply: Reply) -> Exception:
+    return reply if isinstance(reply, Exception) else AssertionError(f"an answer of an unknown form: {reply!r:.200}")
+
+
+class Missed:
+    """What was missed on several channels, merged into the order of the stream, in bounded steps.
+
+    A step is the next page of every channel that has more. Only what is before the end of the shortest page may be
+    delivered: behind it, another page could still hold something earlier.
+    """
+
+    def __init__(self, reader: Reader, epoch: str, starts: dict[bytes, Id], upto: Id) -> None:
+        self.gaps: list[bytes] = []  # channels of which something is no longer held
+        self._reader = reader
+        self._epoch = epoch
+        self._after = dict(starts)  # of the channels that may have more
+        self._upto = upto
+
+    @property
+    def is_done(self) -> bool:
+        """True when everything has been handed out."""
+        return not self._after
+
+    def abandon(self) -> list[bytes]:
+        """Give up the channels that may have more, and return them."""
+        left, self._after = list(self._after), {}
+        return left
+
+    def step(self, done: Callable[[list[Message] | Exception], None]) -> None:
+        """Give `done` the messages that come next, in order, or an exception; and note the `gaps` that were found."""
+        pages: dict[bytes, Page] = {}
+        asked = dict(self._after)
+        failed: list[Exception] = []
+
+        def answered(name: bytes, page: Page | Exception) -> None:
+            if isinstance(page, Exception):
+                failed.append(page)
+                pages[name] = Page([], False, True)
+            else:
+                pages[name] = page
+            if len(pages) == len(asked):
+                done(failed[0] if failed else self._merge(pages))
+
+        for name, after in asked.items():
+            self._reader.page(name, self._epoch, after, self._upto, lambda page, name=name: answered(name, page))  # type: ignore[misc]
+
+    def _merge(self, pages: dict[bytes, Page]) -> list[Message]:
+        ends = [page.entries[-1].id for page in pages.values() if page.more]
+        bound = min(ends, key=lambda id: id.number, default=self._upto)
+        merged: list[Entry] = []
+        for name, page in pages.items():
+            if not page.whole:
+                self.gaps.append(name)
+            ready = [entry for entry in page.entries if entry.id.number <= bound.number]
+            merged += ready
+            if page.more or len(ready) < len(page.entries):
+                if ready:
+                    self._after[name] = ready[-1].id
+            else:
+                del self._after[name]
+        merged.sort(key=lambda entry: entry.id.number)
+        return [entry.message for entry in merged]

@@ -1,0 +1,128 @@
+"""Resuming: a session is sent what it missed before anything that is new.
+
+The session is subscribed first, and corked: what arrives for it meanwhile waits in its backlog. What it missed is read in pages and
+sent past the cork, the next page when the kernel has taken the one before, so that a client far behind costs a page of
+memory and holds up nobody. When all is sent the cork is drawn. The seam is exact, because the bus says at which position the
+subscription began: the journal is read up to there, and everything behind it arrives live.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from router.message import Message
+from router.replay import Missed
+from server.close import Close
+from server.pool import Pool
+from server.session import CLOSED, Session
+
+ACTIVE_MAX = 256  # sessions whose pages are read or sent at the same time; the others wait for their turn
+
+Greet = Callable[[bool], bytes]  # whether nothing is lacking -> the first frame
+Encode = Callable[[Message], bytes]
+
+
+class House(Protocol):
+    """The worker."""
+
+    pool: Pool
+
+    def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
+        """Say goodbye and close."""
+
+
+class _Work:
+    """One session's way back: where it is, and what it has been told."""
+
+    __slots__ = ("done", "encode", "gaps_told", "greet", "missed", "position", "session")
+
+    def __init__(
+        self, session: Session, missed: Missed, position: bytes, greet: Greet, encode: Encode, done: Callable[[], None]
+    ) -> None:
+        self.session = session
+        self.missed = missed
+        self.position = position
+        self.greet: Greet | None = greet
+        self.encode = encode
+        self.done = done
+        self.gaps_told = 0
+
+    def frames(self, found: list[Message]) -> list[bytes]:
+        """Encode the next messages, behind the greeting and behind the gaps that have come to light."""
+        new_gaps = self.missed.gaps[self.gaps_told :]
+        self.gaps_told += len(new_gaps)
+        frames = [self.encode(Message(b"gap", name, self.position, b"")) for name in new_gaps]
+        if self.greet is not None:
+            frames.insert(0, self.greet(not new_gaps))
+            self.greet = None
+        if found:
+            self.position = found[-1].position
+        frames += map(self.encode, found)
+        return frames
+
+
+class CatchUp:
+    """The sessions of one worker that are being sent what they missed."""
+
+    def __init__(self, house: House, later: Callable[..., object]) -> None:
+        self._house = house
+        self._later = later  # loop.call_soon: a page that is at hand must not recurse, nor hold up the loop
+        self._waiting: deque[_Work] = deque()
+        self._active: dict[Session, _Work] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._active)
+
+    def start(
+        self, session: Session, missed: Missed, position: bytes, greet: Greet, *, encode: Encode | None = None,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Send `session`, which is subscribed already, what `greet` returns, then what it missed since `position`.
+
+        `done` is called when all of that is on its way and nothing else is.
+        """
+        self._house.pool.cork(session)
+        self._waiting.append(_Work(session, missed, position, greet, encode or session.lane.encode, done))
+        self._begin()
+
+    def drained(self, session: Session) -> None:
+        """The kernel has taken all that was sent past the cork: go on."""
+        work = self._active.get(session)
+        if work is not None:
+            self._next(work)
+
+    def forget(self, session: Session) -> None:
+        """A session has ended; those still waiting are found out when their turn comes."""
+        if self._active.pop(session, None) is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._active) < ACTIVE_MAX:
+            work = self._waiting.popleft()
+            if work.session.fd != CLOSED:
+                self._active[work.session] = work
+                self._next(work)
+
+    def _next(self, work: _Work) -> None:
+        if work.session.fd == CLOSED:
+            return
+        if work.missed.is_done:
+            del self._active[work.session]
+            work.done()
+            if work.session.fd != CLOSED:
+                self._house.pool.uncork(work.session)
+            self._begin()
+        else:
+            work.missed.step(lambda found: self._found(work, found))
+
+    def _found(self, work: _Work, found: list[Message] | Exception) -> None:
+        session = work.session
+        if session.fd == CLOSED:
+            return
+        if isinstance(found, Exception):
+            self._house.end(session, Close.BUS_DOWN)
+            return
+        if self._house.pool.overtake(session, b"".join(work.frames(found))):
+            self._later(self._next, work)
