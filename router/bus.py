@@ -173,10 +173,13 @@ class Bus:
             def answered(reply: Reply) -> None:
                 if isinstance(reply, bytes):
                     self._published = reply
+                elif isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
+                    args = self._keys.publish_args(name, members, retention, once)
+                    pipe.send(pack((b"EVAL", journal.PUBLISH, *args)), answered)
+                    return
                 done(reply)
 
-            args = self._keys.publish_args(name, members, retention, once)
-            self._run(pipe, journal.PUBLISH_SHA, args, answered)
+            pipe.send(self._keys.publish_command(name, members, retention, once), answered)
 
     def send(self, name: bytes, payload: bytes, done: Done) -> None:
         """Publish `payload` as it is, to other workers; `done` gets how many subscribers heard it, or an exception."""

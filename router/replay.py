@@ -93,20 +93,11 @@ class Reader:
         self, name: bytes, epoch: str, after: Id | None, limit: int, done: Callable[[list[Entry] | Exception], None]
     ) -> None:
         """Give `done` at most `limit` messages of `name`, in order: those behind `after`, or the newest."""
-        stream = self._keys.stream(name)
-        if after is None:
-            command = (b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"%d" % limit)
-        else:
-            command = (b"XRANGE", stream, b"(" + bytes(after), b"+", b"COUNT", b"%d" % limit)
 
         def answered(reply: Reply) -> None:
-            if not isinstance(reply, list):
-                done(_fault(reply))
-                return
-            found = [_entry(name, epoch, id, fields[3]) for id, fields in reply]
-            done(found if after is not None else found[::-1])
+            done(newest_entries(name, epoch, after, reply) if isinstance(reply, list) else _fault(reply))
 
-        self._bus.ask(command, answered)
+        self._bus.ask(newest_command(self._keys, name, after, limit), answered)
 
     def lasts(self, names: Sequence[bytes], done: Callable[[list[Id | None] | Exception], None]) -> None:
         """Give `done` the id of the last message of each of `names`; None where none is remembered."""
@@ -146,6 +137,20 @@ class Reader:
         self._kept.move_to_end(key)
         while len(self._kept) > PAGES_KEPT_MAX or self._clock() - next(iter(self._kept.values()))[0] > PAGE_SECONDS_MAX:
             self._kept.popitem(last=False)
+
+
+def newest_command(keys: journal.Keys, name: bytes, after: Id | None, limit: int) -> tuple[bytes, ...]:
+    """Return what asks for at most `limit` messages of `name`: those behind `after`, or the newest."""
+    stream, count = keys.stream(name), b"%d" % limit
+    if after is None:
+        return (b"XREVRANGE", stream, b"+", b"-", b"COUNT", count)
+    return (b"XRANGE", stream, b"(" + bytes(after), b"+", b"COUNT", count)
+
+
+def newest_entries(name: bytes, epoch: str, after: Id | None, reply: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
+    """Return what the answer to `newest_command` holds, from the oldest on."""
+    found = [_entry(name, epoch, id, fields[3]) for id, fields in reply]
+    return found if after is not None else found[::-1]
 
 
 def _entry(name: bytes, epoch: str, id: bytes, members: bytes) -> Entry:
