@@ -206,7 +206,7 @@ KEYS: Mapping[str, Key] = {
     "history_messages_max": Key(*_whole(HISTORY_MESSAGES_MAX), "messages kept of each channel"),
     "history_seconds_max": Key(*_whole(HISTORY_SECONDS_MAX), "seconds a message is kept"),
     "presence": Key(_is_switch, _SWITCH, "it is known who is in a channel"),
-    "join_leave": Key(_is_switch, _SWITCH, "subscribers are told who comes and goes; needs `presence`"),
+    "join_leave": Key(_is_switch, _SWITCH, "subscribers are told who comes and goes: not yet, must be false"),
     "subscribe": Key(_is_policy, _POLICY, "who may subscribe, and ask for history and presence"),
     "publish": Key(_is_policy, _POLICY, "who may publish"),
 }
@@ -282,8 +282,8 @@ def _contradictions(where: str, values: Mapping[str, object]) -> Iterator[Fault]
             if name in values:
                 found = f"{values[name]} where durable is false"
                 yield Fault(where, name, found, "durable = true, or no such key")
-    if values.get("join_leave") and values.get("presence") is False:
-        yield Fault(where, "join_leave", "true without presence", "presence = true, or join_leave = false")
+    if values.get("join_leave"):
+        yield Fault(where, "join_leave", "true", "false: joins and leaves are not sent yet")
 
 
 def _meant(word: str, names: Collection[str]) -> str:

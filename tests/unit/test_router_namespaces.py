@@ -70,7 +70,7 @@ def test_the_servers_limits_are_the_same() -> None:
     assert (namespaces.NAME_BYTES_MAX, namespaces.USER_BYTES_MAX) == (limits.CHANNEL_BYTES_MAX, limits.USER_BYTES_MAX)
 
 
-ROOM = Namespace("room", join_leave=True)
+ROOM = Namespace("room", retention=Retention(10, 60))
 TYPING = Namespace("typing", durable=False, presence=False)
 CYRILLIC = Namespace("комната", publish=Policy.SERVER)
 SOME = Namespaces(named=(ROOM, TYPING, CYRILLIC))
@@ -135,7 +135,7 @@ durable = true
 history_messages_max = 50
 history_seconds_max = 60
 presence = true
-join_leave = true
+join_leave = false
 subscribe = "members"
 publish = "members"
 
@@ -156,7 +156,7 @@ def test_every_key_is_read() -> None:
     found = read(EVERYTHING)
     assert found.default == Namespace(subscribe=Policy.NOBODY, publish=Policy.SERVER)
     assert found.personal == Namespace("@", durable=False, subscribe=Policy.OWNER, publish=Policy.NOBODY)
-    assert found.of("room:a") == Namespace("room", True, Retention(50, 60), True, True, Policy.MEMBERS, Policy.MEMBERS)
+    assert found.of("room:a") == Namespace("room", True, Retention(50, 60), True, False, Policy.MEMBERS, Policy.MEMBERS)
     assert found.of("news:a") == Namespace("news", retention=Retention(100_000, 2_592_000), publish=Policy.SERVER)
 
 
@@ -307,9 +307,9 @@ def test_history_of_a_live_only_namespace_is_a_fault() -> None:
     ]
 
 
-def test_join_and_leave_without_presence_is_a_fault() -> None:
-    assert faults(hers={"join_leave": True, "presence": False}) == [
-        "[namespace_personal], join_leave: found true without presence, want presence = true, or join_leave = false"
+def test_joins_and_leaves_are_refused_rather_than_left_out() -> None:
+    assert faults(hers={"join_leave": True}) == [
+        "[namespace_personal], join_leave: found true, want false: joins and leaves are not sent yet"
     ]
 
 
@@ -318,7 +318,6 @@ def test_join_and_leave_without_presence_is_a_fault() -> None:
     [
         {"durable": 0, "history_messages_max": 5},
         {"durable": False, "history_messages_max": 0},
-        {"join_leave": True, "presence": 0},
         {"join_leave": 1, "presence": False},
     ],
 )

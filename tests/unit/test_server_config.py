@@ -349,7 +349,7 @@ publish = "server"
 
 [[namespace]]
 prefix = "room"
-join_leave = true
+presence = false
 
 [[namespace]]
 prefix = 'a"\\b'
@@ -363,7 +363,7 @@ def test_namespaces_are_read_from_the_file(elsewhere: Path) -> None:
     assert config.workers == 4
     assert config.namespaces == Namespaces(
         Namespace(publish=Policy.SERVER),
-        named=(Namespace("room", join_leave=True), Namespace('a"\\b', durable=False)),
+        named=(Namespace("room", presence=False), Namespace('a"\\b', durable=False)),
     )
     assert [sources[name] for name in TABLES] == ["file moorage.toml", "default", "file moorage.toml"]
     assert config != load({"workers": "4"}, {}, os.devnull)
