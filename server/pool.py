@@ -120,6 +120,7 @@ class Pool:
         self._buried: list[int] = []
         self._armed: dict[Session, int] = {}  # those that are not armed as their lane is
         self._corked: dict[Session, Backlog] = {}  # what overtakes the backlog of those whose backlog is corked
+        self._uncorked: set[Session] = set()  # those who are being sent what waited behind the cork
         self._lingering: deque[Lingering] = deque()
         self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - limits.DESCRIPTORS_RESERVED
         self._buffer = memoryview(bytearray(limits.READ_BYTES))
@@ -253,7 +254,8 @@ class Pool:
         if backlog is None:
             backlog = self._begin_backlog(session)
             self._set_armed(session, self._armed.get(session, session.lane.armed))
-        bytes_max = limits.CORKED_BYTES_MAX if session in self._corked else self._backlog_bytes_max
+        has_room = session in self._corked or session in self._uncorked
+        bytes_max = limits.CORKED_BYTES_MAX if has_room else self._backlog_bytes_max
         if backlog.bytes + len(rest) > bytes_max:
             if not backlog.frames:
                 # Of several messages in one write, the one under way is finished, so that the farewell can be read.
@@ -305,6 +307,7 @@ class Pool:
         assert backlog is not None
         backlog.frames.extendleft(reversed(ahead.frames))
         backlog.bytes += ahead.bytes
+        self._uncorked.add(session)
         self._drain(session)
 
     def mute(self, session: Session) -> None:
@@ -359,6 +362,7 @@ class Pool:
             self.stats.backlogged_connections -= 1
             self.stats.backlog_bytes -= session.backlog.bytes
             session.backlog = None
+            self._uncorked.discard(session)
         if (ahead := self._corked.pop(session, None)) is not None:
             self.stats.backlog_bytes -= ahead.bytes
 

@@ -16,8 +16,8 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """Start servers with `start_server("--workers", "2", ...)`; they are stopped, and must leave nothing running."""
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str, env: dict[str, str] | None = None, wait: bool = True) -> Server:
-            return stack.enter_context(Server(options, env=env, wait=wait))
+        def start(*options: str, env: dict[str, str] | None = None, wait: bool = True, before: str = "") -> Server:
+            return stack.enter_context(Server(options, env=env, wait=wait, before=before))
 
         yield start
 

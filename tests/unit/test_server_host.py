@@ -57,10 +57,10 @@ def test_a_process_that_is_gone_is_none() -> None:
     processes = host.Processes()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert processes.usage(child.pid) is not None
-    assert (processes.pss_bytes(child.pid) or 0) > 0
+    assert (processes.private_bytes(child.pid) or 0) > 0
     child.communicate()
     assert processes.usage(child.pid) is None
-    assert processes.pss_bytes(child.pid) is None
+    assert processes.private_bytes(child.pid) is None
     processes.keep([os.getpid()])
     assert processes.usage(child.pid) is None
 

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,10 +11,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
 
-from server import host
 from server.close import Close
-from server.metrics import CONNECTIONS_MIN, PSS_SECONDS_MIN, Footprint, WorkerCollector, render
-from server.stats import Pages, Snapshot, Stats
+from server.meter import Meter
+from server.metrics import WorkerCollector, render
+from server.stats import Pages, Stats
 
 TEXT = "text/plain;version=0.0.4"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
@@ -43,8 +40,12 @@ def two_workers() -> Pages:
     return pages
 
 
+def collector(pages: Pages) -> WorkerCollector:
+    return WorkerCollector(pages, Meter(pages), lambda: [("fds", 39_800), ("net.netfilter.nf_conntrack_max", 65_536)])
+
+
 def scraped(pages: Pages, accept: str = TEXT) -> dict[str, Metric]:
-    body, content_type = render(WorkerCollector(pages).collect(), accept)
+    body, content_type = render(collector(pages).collect(), accept)
     parse = parse_openmetrics if content_type.startswith("application/openmetrics-text") else parse_text
     return {family.name: family for family in parse(body.decode())}
 
@@ -86,14 +87,16 @@ def test_what_the_kernel_counts_is_there_for_living_workers_only() -> None:
     for name in ("worker_cpu_seconds_total", "worker_resident_bytes", "worker_open_fds", "worker_fd_limit"):
         assert (value(families, name, worker="0") or 0) > 0
         assert value(families, name, worker="1") is None
-    limit, fds = value(families, "worker_fd_limit", worker="0"), value(families, "worker_open_fds", worker="0")
-    assert limit is not None
-    assert fds is not None
-    assert value(families, "capacity_connections", limit="fds") == limit - fds + 7
+
+
+def test_every_ceiling_of_the_model_is_a_label() -> None:
+    families = scraped(two_workers())
+    assert value(families, "capacity_connections", limit="fds") == 39_800
+    assert value(families, "capacity_connections", limit="net.netfilter.nf_conntrack_max") == 65_536
 
 
 def test_every_metric_of_the_contract_is_declared() -> None:
-    body, _ = render(WorkerCollector(two_workers()).collect(), TEXT)
+    body, _ = render(collector(two_workers()).collect(), TEXT)
     declared = {line.split()[2] for line in body.decode().splitlines() if line.startswith("# TYPE")}
     assert {f"moorage_{name}" for name in CONTRACT} <= declared
     assert all(name.startswith("moorage_") for name in declared)
@@ -106,7 +109,7 @@ def test_every_metric_of_the_contract_is_declared() -> None:
 def test_our_encoder_says_what_the_library_would(
     accept: str, parse: Callable[[str], Iterable[Metric]], encode: Callable[[CollectorRegistry], bytes]
 ) -> None:
-    families = list(WorkerCollector(two_workers()).collect())
+    families = list(collector(two_workers()).collect())
 
     class Recorded(Collector):
         """One reading for both: what the kernel counts goes on."""
@@ -134,88 +137,3 @@ def test_the_format_is_negotiated(accept: str, content_type: str) -> None:
     body, found = render([], accept)
     assert found == content_type
     assert body == (b"# EOF\n" if "openmetrics" in content_type else b"")
-
-
-GROWS = """
-import sys
-print(flush=True)
-sys.stdin.read(1)
-held = bytearray(b'x') * {size}
-print(flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def growing(size: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that takes `size` bytes when told to."""
-    command = [sys.executable, "-c", GROWS.format(size=size)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        process.stdout.readline()
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def grow(process: subprocess.Popen[str]) -> None:
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write("x")
-    process.stdin.flush()
-    process.stdout.readline()
-
-
-def snapshot(pid: int, connections: int) -> Snapshot:
-    return Snapshot(1.0, pid, 0.0, Stats(connections_tcp=connections))
-
-
-def test_a_connection_costs_what_its_worker_grew_by() -> None:
-    size = 40_000_000
-    with growing(size) as process:
-        footprint = Footprint(host.Processes())
-        footprint.notice([snapshot(process.pid, 0), snapshot(0, 0)])
-        grow(process)
-        user = footprint.bytes_per_connection([snapshot(process.pid, 2000)], 0.0)["user"]
-        assert user == pytest.approx(size / 2000, rel=0.05)
-        later = [snapshot(process.pid, 4000)]
-        assert footprint.bytes_per_connection(later, PSS_SECONDS_MIN - 0.1)["user"] == user, "not read again"
-        again = footprint.bytes_per_connection(later, PSS_SECONDS_MIN)["user"]
-        assert again == pytest.approx(size / 4000, rel=0.05)
-
-
-def test_few_connections_or_a_worker_never_seen_empty_tell_nothing() -> None:
-    pid = os.getpid()
-    footprint = Footprint(host.Processes())
-    assert footprint.bytes_per_connection([snapshot(pid, CONNECTIONS_MIN - 1)], 0.0) == {}
-    late = Footprint(host.Processes())
-    late.notice([snapshot(pid, 5000)])
-    assert "user" not in late.bytes_per_connection([snapshot(pid, 5000)], 0.0)
-
-
-def test_a_worker_that_came_late_counts_as_if_it_had_begun_like_the_others() -> None:
-    pid = os.getpid()
-    with growing(0) as other:
-        footprint = Footprint(host.Processes())
-        footprint.notice([snapshot(pid, 0), snapshot(other.pid, 5000)])
-        parts = footprint.bytes_per_connection([snapshot(pid, 5000), snapshot(other.pid, 5000)], 0.0)
-    assert 0 <= parts["user"] < 1000
-
-
-def test_noticing_costs_nothing_when_nobody_is_new() -> None:
-    class Counting(host.Processes):
-        reads = 0
-
-        def pss_bytes(self, pid: int) -> int | None:
-            self.reads += 1
-            return super().pss_bytes(pid)
-
-    processes = Counting()
-    footprint = Footprint(processes)
-    for _ in range(5):
-        footprint.notice([snapshot(os.getpid(), 0)])
-    assert processes.reads == 1
-    footprint.notice([])
-    footprint.notice([snapshot(os.getpid(), 0)])
-    assert processes.reads == 2

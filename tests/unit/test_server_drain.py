@@ -1,0 +1,46 @@
+"""Leaving: everybody once, spread over the window, in no order anybody could foresee."""
+
+from __future__ import annotations
+
+from server.drain import Drain
+from server.session import CLOSED, Session
+
+
+def sessions(count: int) -> list[Session]:
+    return [Session(number, f"u{number}", ()) for number in range(count)]
+
+
+def test_they_leave_evenly_over_the_window() -> None:
+    everybody = sessions(1000)
+    drain = Drain(everybody, 50.0, 10.0)
+    assert drain.due(50.0, 1000) == []
+    told: list[Session] = []
+    for tenth in range(1, 11):
+        told += drain.due(50.0 + tenth, 1000)
+        assert len(told) == tenth * 100
+        assert len(drain) == 1000 - tenth * 100
+    assert set(told) == set(everybody)
+    assert told != everybody, "shuffled"
+    assert drain.due(99.0, 1000) == []
+
+
+def test_without_a_window_all_leave_at_once_but_never_more_than_asked_for() -> None:
+    drain = Drain(sessions(100), 0.0, 0.0)
+    assert len(drain.due(0.0, 64)) == 64
+    assert len(drain.due(0.0, 64)) == 36
+    assert len(drain) == 0
+
+
+def test_those_who_left_by_themselves_are_not_told() -> None:
+    everybody = sessions(100)
+    drain = Drain(everybody, 0.0, 10.0)
+    for session in everybody[:60]:
+        session.fd = CLOSED
+    assert {session.user for session in drain.due(10.0, 1000)} == {session.user for session in everybody[60:]}
+    assert len(drain) == 0
+
+
+def test_nobody_is_there() -> None:
+    drain = Drain([], 0.0, 10.0)
+    assert drain.due(5.0, 10) == []
+    assert not drain

@@ -1,0 +1,57 @@
+"""The supervisor's decisions, with time as an argument. Its processes are in `tests/fault/test_workers.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import workers
+from server import limits
+from server.stats import Pages, Stats
+from workers import Child, may_restart
+
+
+def test_a_restart_budget_is_a_window_that_slides() -> None:
+    spent: list[float] = []
+    assert all(may_restart(spent, at, count_max=3, window_s=60.0) for at in (0.0, 10.0, 20.0))
+    assert not may_restart(spent, 30.0, count_max=3, window_s=60.0)
+    assert may_restart(spent, 71.0, count_max=3, window_s=60.0), "of those before, only two are in the window"
+    assert spent == [20.0, 30.0, 71.0]
+
+
+def test_exit_codes_tell_apart() -> None:
+    codes = [workers.OK, workers.CRASHED, workers.BAD_CONFIG, workers.CANNOT_BOOT, workers.CRASH_LOOP]
+    assert codes == [0, 1, 2, 3, 4]
+
+
+def test_a_child_is_silent_when_its_clock_stands_still() -> None:
+    page = Pages.create(1)[0]
+    child = Child("worker 0", lambda: None, [], page, 0)
+    assert not child.is_silent(1000.0), "it does not run"
+    child.pidfd, child.started_at = 0, 100.0
+    assert not child.is_silent(100.0 + limits.SILENT_SECONDS_MAX), "it may take so long to start"
+    assert child.is_silent(100.1 + limits.SILENT_SECONDS_MAX)
+    page.write(Stats(), 105.0, os.getpid())
+    assert not child.is_silent(105.0 + limits.SILENT_SECONDS_MAX)
+    assert child.is_silent(105.1 + limits.SILENT_SECONDS_MAX)
+    child.page = None
+    assert not child.is_silent(1e9), "the admin process shows no clock"
+
+
+def test_a_child_that_is_not_running_gets_no_signal() -> None:
+    child = Child("worker 0", lambda: None, [])
+    child.kill(signal.SIGKILL)
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.pidfd = os.pidfd_open(process.pid)
+    process.wait()
+    child.kill(signal.SIGTERM)  # it has ended, and has not been reaped by us: no error
+    os.close(child.pidfd)
+
+
+def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 1, 3})
+    assert workers.cores() == [1, 3, 5]
