@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from router import journal, position
+from router.node import Node, open_pipe
 from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
 
 log = logging.getLogger("moorage.bus")
 
-VERSION_MIN = 7  # of Redis: the scripts ask for the time before they write; all of Valkey is newer
 PROBE_SECONDS = 1.0
 PROBES_UNANSWERED_MAX = 3  # counted, not timed: a stall of our own loop must not look like one of Redis
 DEADLINE_SECONDS = 3.0  # for each step of connecting
@@ -42,25 +42,6 @@ class BusDown(Exception):
 
 class Busy(Exception):
     """It was not sent: too many publishes wait for their answers."""
-
-
-class Node(Protocol):
-    """Where Redis is: what `topology.parse` returns."""
-
-    @property
-    def address(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def path(self) -> str | None: ...
-    @property
-    def username(self) -> str | None: ...
-    @property
-    def password(self) -> str | None: ...
-    @property
-    def database(self) -> int: ...
 
 
 class Interest(Protocol):
@@ -105,6 +86,7 @@ class Bus:
         self._prefix_bytes = len(keys.prefix)
         self._probe_name = b"$probe:" + worker.encode()
         self.reply_name = b"$reply:" + worker.encode()
+        self._client_name = f"moorage:{worker}"
         self._joining: dict[bytes, int] = {}  # subscribed, the answer is under way, nobody in the table yet
         self._leaving: dict[bytes, float] = {}  # subscribed, nobody in the table any more, since
         self._left: set[bytes] = set()  # unsubscribed, the answer is under way
@@ -247,8 +229,8 @@ class Bus:
         subscriber = self._subscriber = Pipe(self._pushed, self._on.batch, self._close)
         publisher = self._publisher = Pipe(lambda _push: None, lambda: None, self._close)
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await self._open(subscriber)
-            await self._open(publisher)
+            for pipe in (subscriber, publisher):
+                await open_pipe(pipe, self._node, self._tls, self._client_name)
             for script in journal.SCRIPTS.values():
                 await publisher.ask("SCRIPT", "LOAD", script)
         for names in (self._joining, self._left, self._orphans):
@@ -266,18 +248,6 @@ class Bus:
         self.connects += 1
         log.info("bus at %s: connected", self._node.address)
         self._on.restored(position)
-
-    async def _open(self, pipe: Pipe) -> None:
-        node = self._node
-        if node.path:
-            await self._loop.create_unix_connection(lambda: pipe, node.path)
-        else:
-            await self._loop.create_connection(lambda: pipe, node.host, node.port, ssl=self._tls)
-        auth = ("AUTH", node.username or "default", node.password) if node.password else ()
-        name = "moorage" + self._probe_name.decode().replace("$probe", "")
-        _check_version(await pipe.ask("HELLO", 3, *auth, "SETNAME", name))
-        if node.database:
-            await pipe.ask("SELECT", node.database)
 
     async def _subscribe(self, pipe: Pipe, names: Sequence[bytes]) -> bytes:
         """Subscribe `names` and wait until that is done; return the position then."""
@@ -411,22 +381,17 @@ class Bus:
         pipe = self._subscriber
         if name in self._left:
             self._left.discard(name)
+        elif name[:1] == b"$":  # one of our own
+            self._close(f"unsubscribed from {name!r} without being asked")
         elif pipe is not None and (name in self._interest or name in self._joining):  # nobody asked for this
             log.warning("bus at %s: unsubscribed from %r without being asked", self._node.address, name)
-
             self._on.lapsed(name)
 
             def joined(reply: Reply) -> None:
                 if isinstance(reply, bytes):
                     self._on.rejoined(name, reply)
+                else:
+                    self._close(f"cannot subscribe {name!r} again: {reply}")
 
             self._push(pipe, b"SUBSCRIBE", [name])
             pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), joined)
-
-
-def _check_version(hello: Reply) -> None:
-    """Raise Refused when the server that said `hello` is too old."""
-    version = hello.get(b"version", b"") if isinstance(hello, dict) else b""
-    major = version.partition(b".")[0]
-    if major.isdigit() and int(major) < VERSION_MIN:
-        raise Refused(f"found Redis {version.decode()}, want Redis {VERSION_MIN} or newer, or Valkey")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from router.message import Message
@@ -143,8 +143,8 @@ class Round:
 class Carousel:
     """All rounds of one worker.
 
-    `on_full(sink)` is told of a sink that had no room and may unsubscribe it; `on_done(seconds)` how long it took until
-    everybody who was subscribed to a message had it.
+    `on_full(sink)` is told of a sink that had no room, behind a few others, and may unsubscribe it, or has done so since;
+    `on_done(seconds)` how long it took until everybody who was subscribed to a message had it.
     """
 
     def __init__(
@@ -203,7 +203,11 @@ class Carousel:
         if self._rounds:
             debts = self._take(sink)
             if debts:
-                self._offer(sink, *_payload(sink.lane, debts))
+                payload, count = _payload(sink.lane, debts)
+                self.writes += 1
+                self.deliveries += count
+                if not sink.offer(payload):
+                    self._on_full(sink)
 
     def _is_served(self, current: Round) -> bool:
         """Drop what nobody lacks any more of `current`; True when nothing is left."""
@@ -219,7 +223,7 @@ class Carousel:
     def _serve(self, current: Round, deadline: float) -> bool:
         """Serve the front cohort of the only round; False when time is up."""
         cohort = current.cohorts[0]
-        debts: list[Debt] = [(current, cohort.number)]
+        debts: tuple[Debt] = ((current, cohort.number),)
         payloads: dict[Lane, bytes] = {}
         count = 0
         full: list[Sink] = []
@@ -247,39 +251,41 @@ class Carousel:
         cohort = current.cohorts[0]
         here: Debt = (current, cohort.number)
         payloads: dict[tuple[object, ...], tuple[bytes, int]] = {}  # neighbours often share all their channels
-        for turn in range(1, _SINKS_PER_TURN + 1):
-            if not cohort:  # closing a sink that was full may have taken others with it
-                break
-            for sink in cohort.take(1):
-                current.add(sink)
-                debts = [here, *self._take(sink)]
-                key = (self._number, sink.lane, *debts)
+        full: list[Sink] = []
+        in_time = True
+        for _ in range(_SINKS_PER_TURN // _SINKS_PER_CLOCK):
+            batch = cohort.take(_SINKS_PER_CLOCK)
+            current.fresh.extend(batch)
+            for sink in batch:
+                debts = (here, *self._take(sink, current))
+                key = (sink.lane, *debts)
                 found = payloads.get(key)
                 if found is None:
                     found = payloads[key] = _payload(sink.lane, debts)
-                self._offer(sink, *found)
-            if turn % _SINKS_PER_CLOCK == 0 and self._clock() >= deadline:
-                return False
-        return self._clock() < deadline
-
-    def _offer(self, sink: Sink, payload: bytes, count: int) -> None:
-        self.writes += 1
-        self.deliveries += count
-        if not sink.offer(payload):
+                payload, count = found
+                if not sink.offer(payload):
+                    full.append(sink)
+                self.deliveries += count
+            self.writes += len(batch)
+            in_time = self._clock() < deadline
+            if not (cohort and in_time):
+                break
+        for sink in full:
             self._on_full(sink)
+        return in_time
 
-    def _take(self, sink: Sink) -> list[Debt]:
-        """Return what every round owes `sink`, and count it as served."""
+    def _take(self, sink: Sink, but: Round | None = None) -> list[Debt]:
+        """Return what every round, `but` one, owes `sink`, and count it as served."""
         debts = []
         for channel in (*sink.channels, self._table.users.get(sink.user)):
-            if isinstance(channel, Channel) and channel.round is not None:
+            if isinstance(channel, Channel) and channel.round is not None and channel.round is not but:
                 number = channel.round.take(sink)
                 if number:
                     debts.append((channel.round, number))
         return debts
 
 
-def _payload(lane: Lane, debts: list[Debt]) -> tuple[bytes, int]:
+def _payload(lane: Lane, debts: Sequence[Debt]) -> tuple[bytes, int]:
     """Return all messages that are owed, in order of arrival and as one piece, and how many they are."""
     entries = [entry for owing, number in debts for entry in owing.since(number)]
     if len(debts) > 1:

@@ -3,21 +3,25 @@
 A message goes straight on while all is well. When something has been missed (the bus was down, Redis unsubscribed a name, the one
 before a message never came) everything that arrives is held until the journal has filled the hole, on all channels: one
 position covers all channels of a connection, so what was missed on one goes out before what is new on another.
+
+A hole that shows late, after other channels have gone on, is filled with positions that say so: see `router.position`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from router import journal, position
 from router.bus import Bus
 from router.carousel import Carousel
+from router.hold import LATER, Hold, Item, Join, Payload
 from router.message import Message
-from router.position import Position
+from router.position import START, Id, Position
 from router.presence import Presence
-from router.repair import Repair
+from router.repair import Found, Repair
 from router.replay import Reader
 from router.table import Channel, Table
 
@@ -38,7 +42,7 @@ class Feed:
         self, table: Table, carousel: Carousel, *, later: Callable[..., object], on_lag: Callable[[Message], None],
         on_waiting: Callable[[int], None],
     ) -> None:  # fmt: skip
-        self.head = b""  # the newest position that has been seen
+        self.head = b""  # the newest position: all up to it has been delivered here, but for what is in a hole
         self.received = 0
         self.gaps = 0  # told, one a subscriber
         self.repairs = 0
@@ -50,11 +54,17 @@ class Feed:
         self._lag_shown = False
         self._spinning = False
         self._whole = False  # the bus is up, and what was missed while it was down is being repaired or has been
-        # What arrives behind a hole, while there is one: messages, and joins in their places among them.
-        self._held: deque[tuple[bytes, bytes] | Callable[[bool], None]] | None = None
+        self._passed = b""  # the newest message that came while it was not
         self._entering: Counter[bytes] = Counter()  # names of the joins that are held
-        self._held_bytes = 0
-        self._lapsed: dict[bytes, Position | None] = {}  # names that Redis has unsubscribed, since when
+        self._heal()
+
+    def _heal(self) -> None:
+        """Forget about holes."""
+        self._hold: Hold | None = None  # what arrives behind a hole, while there is one
+        self._all_broken = False  # every channel has a hole, which begins at the head
+        self._broken: dict[bytes, Id] = {}  # the channels with a hole, and where it begins
+        self._upto = START  # where the last of the holes ends
+        self._lapsed: set[bytes] = set()  # the names that Redis has unsubscribed: their holes have no end yet
         self._repair: Repair | None = None
 
     # Who is subscribed.
@@ -72,21 +82,33 @@ class Feed:
 
         Those of `names` that have no subscriber in the table behind `done` are unsubscribed again.
         """
-        self.bus.join(names, lambda began: self._joined(names, done, began))
+        self.bus.join(names, partial(self._joined, names, done))
 
     def _joined(self, names: Sequence[bytes], done: Joined, began: bytes | None) -> None:
-        if self._held is None:
-            done(began)
+        if self._hold is None:
+            self._enter(names, done, began)
             return
         self._entering.update(names)
 
         def enter(in_order: bool) -> None:
-            done(began if in_order else None)
+            self._enter(names, done, began if in_order else None)
             self._entering.subtract(names)
             self._entering += Counter()  # drops what is zero
             self.bus.leave(names)
 
-        self._held.append(enter)
+        at = position.parse(began)
+        is_in_epoch = at is None or self.head.startswith(at.epoch.encode())
+        self._hold.append(Join((at.id.number if at else 0) if is_in_epoch else LATER, enter))
+
+    def _enter(self, names: Sequence[bytes], done: Joined, began: bytes | None) -> None:
+        # Everything up to `began` has come, on the same pipe. What is delivered from here on may not go back behind it:
+        # somebody who resumes is sent all up to there, also of channels that nobody here has been subscribed to.
+        self.head = began or self.head
+        done(began)
+        for name in names:
+            channel = self._table.channels.get(name)
+            if channel is not None and not channel.last:  # it is new: so much of it is known
+                channel.last = self.head[9:]
 
     # What the bus tells.
 
@@ -94,114 +116,138 @@ class Feed:
         """A message arrived. Raises: ValueError when it is none of ours."""
         if payload[:1] == b"?":
             self.presence.asked(name, payload)
-        elif self._held is not None:
-            self._held.append((name, payload))
-            self._held_bytes += len(payload)
-        elif self._whole:
+        elif not self._whole:  # it is in the journal
+            if journal.number_of(payload) is not None:
+                self._passed = payload
+        elif self._hold is not None:
+            self._hold.append(Payload(name, payload))
+        else:
             self._deliver(name, payload)
-        # while everything is being subscribed again, it is in the journal
 
     def batch(self) -> None:
         """A batch of messages is complete."""
         self._lag_shown = False
         if self._carousel and not self._spinning:
             self._spin()
-        self._on_waiting(self._carousel.bytes_waiting + self._held_bytes)
+        self._wait()
 
     def lost(self) -> None:
         """The bus is down."""
         self._whole = False
-        held, self._held, self._repair = self._held or (), None, None
-        self._held_bytes = 0
-        self._lapsed.clear()
-        for each in held:
-            if callable(each):
-                each(False)
+        hold = self._hold
+        self._heal()
+        for join in hold.joins() if hold is not None else ():
+            join.enter(False)
 
     def restored(self, at: bytes) -> None:
         """The bus is back, everything is subscribed, and `at` is where that began."""
-        self.lost()
         self._whole = True
         after, upto = position.parse(self.head), position.parse(at)
-        if after is None or upto is None or after.epoch != upto.epoch:
-            self.head = at
+        assert upto is not None
+        passed = position.parse(self._passed.partition(b" ")[0])
+        if passed is not None and passed.epoch == upto.epoch and passed.id > upto.id and passed.id.ms >= upto.id.ms:
+            upto = passed  # came behind `at`, and before we were called
+        if after is None or after.epoch != upto.epoch:
+            self.head = str(upto).encode()
             self._tell_gaps(self._table.names())
         elif after.id.number < upto.id.number:
-            self._begin(self._table.names(), after, upto)
+            self._all_broken = True
+            self._begin_hold(upto.id)
+            self._mend()
+        self._passed = b""
         self.batch()
 
     def lapsed(self, name: bytes) -> None:
         """Redis has unsubscribed `name`: from here on something may be missed on it."""
-        if not self._lapsed and self._repair is None:
-            self._held = self._held or deque()
-        self._lapsed[name] = position.parse(self.head)
+        if self._whole:  # otherwise everything is being subscribed again, and that is told when it is back
+            head = self._head()
+            self._repair = None  # one that is under way is begun anew when the name is back
+            self._lapsed.add(name)
+            self._broken.setdefault(name, head.id)
+            self._begin_hold(head.id)
 
     def rejoined(self, name: bytes, at: bytes) -> None:
         """`name` is subscribed again from `at` on."""
-        after, upto = self._lapsed.pop(name, None), position.parse(at)
-        if after is None or upto is None or after.epoch != upto.epoch:
-            self._tell_gaps([name])
-            self._release([])
-        elif self._repair is None:
-            self._begin([name], after, upto)
-
-    # Repair.
-
-    def _begin(self, names: Iterable[bytes], after: Position, upto: Position) -> None:
-        """Hold what arrives, and read what was missed."""
-        self._held = self._held or deque()
-        self.repairs += 1
-        repair = Repair(self.reader, names, after, upto, lambda found: self._repaired(repair, upto, found))
-        self._repair = repair
-        repair.start()
-
-    def _repaired(self, repair: Repair, upto: Position, found: list[Message] | None) -> None:
-        if repair is not self._repair:
-            return  # the bus has failed again, and is repaired anew
-        self._repair = None
-        if found is None:
-            return  # likewise: the loss of the bus is about to be told
-        self.head = str(upto).encode()
-        self._release(found, upto.id.number)
-
-    def _release(self, found: list[Message], upto: int = 0) -> None:
-        """Deliver what was missed, then what was held and is not among it."""
-        for message in found:
-            self._add(message)
-        if self._lapsed or self._repair is not None:
+        upto = position.parse(at)
+        if not self._whole:
             return
-        held, self._held = self._held or deque(), None
-        self._held_bytes = 0
-        while held:
-            if self._held is not None:  # another hole: the rest waits behind it
-                self._held += held
-                return
-            each = held.popleft()
-            if callable(each):
-                each(True)
-            else:
-                self._deliver_held(*each, upto)
+        if name not in self._lapsed or upto is None or not self.head.startswith(upto.epoch.encode()):
+            self._broken.pop(name, None)
+            self._tell_gaps([name])
+        elif self._upto < upto.id:
+            self._upto = upto.id
+        self._lapsed.discard(name)
+        if self._hold is not None and self._repair is None and not self._lapsed:
+            self._mend()
+
+    # Holes.
+
+    def _begin_hold(self, upto: Id) -> None:
+        self._upto = max(self._upto, upto)
+        if self._hold is None:
+            self._hold = Hold()
+
+    def _mend(self) -> None:
+        """Read what was missed."""
+        head = self._head()
+        self.repairs += 1
+        done = partial(self._repaired, self.repairs, head)
+        self._repair = Repair(self.reader, head.epoch, self._behind(head.id), self._upto, done, later=self._later)
+        self._repair.start()
+
+    def _behind(self, after: Id) -> Iterator[tuple[bytes, Id]]:
+        """Where the hole of each channel begins."""
+        yield from self._broken.items()
+        for name in self._table.names() if self._all_broken else ():
+            if name not in self._broken:
+                yield name, after
+
+    def _repaired(self, number: int, head: Position, found: Found | None) -> None:
+        if found is None or self._repair is None or number != self.repairs:
+            return  # the bus has failed, and all is repaired when it is back; or something more has been missed
+        hold, broken, upto = self._hold, self._broken, self._upto
+        assert hold is not None
+        at = str(head._replace(id=upto)).encode() if self._all_broken else b""
+        self._heal()
+        for name in found.gaps:
+            self._tell_gap(name, head, broken.get(name, head.id))
+        for item in hold.merge(found.messages, head.epoch):
+            self._release(item)
+        if at and self._hold is None and self._head().id.number < upto.number:
+            self.head = at
         self.batch()
+
+    def _release(self, item: Item) -> None:
+        if self._hold is not None:  # another hole: the rest waits behind it
+            self._hold.append(item)
+        elif isinstance(item, Join):
+            item.enter(True)
+        elif isinstance(item, Message):
+            self._deliver_found(item)
+        else:
+            try:
+                self._deliver(*item)
+            except ValueError:
+                log.error("a message on the bus that is not of ours: %.200r", item.payload)
+
+    def _head(self) -> Position:
+        head = position.parse(self.head)
+        assert head is not None, "there is one as soon as the bus has been up"
+        return head
 
     # To the carousel.
 
-    def _deliver_held(self, name: bytes, payload: bytes, upto: int) -> None:
-        try:
-            number = journal.number_of(payload)
-            if number is None or number > upto:
-                self._deliver(name, payload)
-        except ValueError:
-            log.error("a message on the bus that is not of ours: %.200r", payload)
-
     def _deliver(self, name: bytes, payload: bytes) -> None:
-        self.received += 1
         message, before = journal.decode(name, payload, self.head)
+        if message.position[8:9] != b"-" or message.members[:1] != b",":  # enough of a look: our scripts wrote the rest
+            raise ValueError("neither a position nor members")
         channel = self._table.find(name)
         if channel is not None and before:
-            if channel.last and channel.last != before:
-                self._fill(channel, name, payload, message)
+            if channel.last and channel.last != before and position.id_of(channel.last) < position.id_of(before):
+                self._fill(channel, payload, before)
                 return
             channel.last = message.id
+        self.received += 1
         self.head = message.position
         if not self._lag_shown:  # one of a batch stands for all
             self._lag_shown = True
@@ -209,29 +255,41 @@ class Feed:
         if channel is not None:
             self._carousel.add(channel, message)
 
-    def _fill(self, channel: Channel, name: bytes, payload: bytes, message: Message) -> None:
+    def _fill(self, channel: Channel, payload: bytes, before: bytes) -> None:
         """The message before this one never came: get it first."""
-        log.warning("a hole in %r before %r", name, message.position)
-        upto = position.parse(message.position)
-        assert upto is not None
-        after = Position(upto.epoch, position.id_of(channel.last))
+        log.warning("a hole in %r: %r never came", channel.name, before)
+        self._broken[channel.name] = position.id_of(channel.last)
         channel.last = b""
-        self._held = deque([(name, payload)])
-        self._begin([name], after, upto)
+        self._begin_hold(position.id_of(before))
+        assert self._hold is not None
+        self._hold.append(Payload(channel.name, payload))
+        self._mend()
 
-    def _add(self, message: Message) -> None:
+    def _deliver_found(self, message: Message) -> None:
         channel = self._table.find(message.channel)
+        head, id = self._head(), position.id_of(message.id)
         if channel is not None:
-            if message.op == b"gap":
-                self.gaps += len(channel.sinks)
-                channel.last = b""
-            else:
-                channel.last = message.id
+            channel.last = message.id
+        if id.number < head.id.number:  # the others have gone on
+            message = message._replace(position=str(head.but(message.channel, id)).encode())
+        else:
+            self.head = message.position
+        if channel is not None:
             self._carousel.add(channel, message)
 
+    def _tell_gap(self, name: bytes, head: Position, after: Id) -> None:
+        """Tell the subscribers of `name`, where the stream is at `head`, that something is lacking behind `after`."""
+        channel = self._table.find(name)
+        if channel is not None:
+            at = head if after.number >= head.id.number else head.but(name, after)
+            channel.last = b""
+            self.gaps += len(channel.sinks)
+            self._carousel.add(channel, Message(b"gap", name, str(at).encode(), b""))
+
     def _tell_gaps(self, names: Iterable[bytes]) -> None:
+        head = self._head()
         for name in names:
-            self._add(Message(b"gap", name, self.head, b""))
+            self._tell_gap(name, head, head.id)
 
     def _spin(self) -> None:
         """Give the carousel a turn, and come back while it has more to do."""
@@ -239,4 +297,9 @@ class Feed:
         if self._spinning:
             self._later(self._spin)
         else:
-            self._on_waiting(self._held_bytes)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Tell how much is waiting. What is held for a name that is not back counts for nothing: reading must go on for it."""
+        held = self._hold.bytes if self._hold is not None and self._repair is not None else 0
+        self._on_waiting(self._carousel.bytes_waiting + held)

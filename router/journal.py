@@ -58,7 +58,7 @@ class Keys:
                 b"$%d\r\n%b\r\n" % (len(self.clock), self.clock.replace(b"%", b"%%")),
                 b"$%%d\r\n%b%%b\r\n" % begins[0],
                 b"$%%d\r\n%b%%b\r\n" % begins[1],
-                b"$%%d\r\n%b%%b:%%b\r\n" % begins[2],
+                b"$%%d\r\n%b%%b %%b\r\n" % begins[2],
                 b"$%%d\r\n%b%%b\r\n" % begins[3],
                 b"$%d\r\n%b\r\n%b$8\r\n%b\r\n",
             ]
@@ -86,7 +86,7 @@ class Keys:
             self.clock,
             self._stream + name,
             self._last + name,
-            b"%b$once:%b:%b" % (self.prefix, name, once),
+            b"%b$once:%b %b" % (self.prefix, name, once),  # a name has no space in it
             self.prefix + name,
             members,
             b"%d" % retention.messages_max,
@@ -141,6 +141,8 @@ def decode(name: bytes, payload: bytes, head: bytes) -> tuple[Message, bytes]:
     if payload[:1] == b",":
         return Message(b"message", name, head, payload), b""
     position, before, members = payload.split(b" ", 2)
+    if members[:1] != b",":
+        raise ValueError("no members")
     return Message(b"message", name, position, members), before
 
 
@@ -157,4 +159,4 @@ def number_of(payload: bytes) -> int | None:
     """Return the number of the message in a payload of the bus; None for a live-only one. Raises: ValueError."""
     if payload[:1] == b",":
         return None
-    return int(payload[: payload.index(b" ")].rsplit(b"-", 1)[1])
+    return int(payload[: payload.index(b" ")].rpartition(b"-")[2])

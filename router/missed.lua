@@ -1,17 +1,23 @@
 -- Reads what a channel's stream holds behind a position, in pages bounded by count and bytes.
 -- KEYS: stream, last   ARGV: id to begin behind, messages_max, bytes_max
 -- Returns: id of the channel's last message or '', 1 if there is more, then id, id of the one before, members of each.
-local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2] + 1)
+-- A few at a time: of large messages a page holds few, and the others would have been copied for nothing.
 local page = {redis.call('GET', KEYS[2]) or '', 0}
-local bytes = 0
-for index, entry in ipairs(entries) do
-    bytes = bytes + #entry[2][4]
-    if index > tonumber(ARGV[2]) or (index > 1 and bytes > tonumber(ARGV[3])) then
-        page[2] = 1
-        break
+local after, room, bytes = ARGV[1], tonumber(ARGV[2]), 0
+while true do
+    local entries = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 20)
+    for _, entry in ipairs(entries) do
+        bytes = bytes + #entry[2][4]
+        if room == 0 or (#page > 2 and bytes > tonumber(ARGV[3])) then
+            page[2] = 1
+            return page
+        end
+        page[#page + 1] = entry[1]
+        page[#page + 1] = entry[2][2]
+        page[#page + 1] = entry[2][4]
+        after, room = entry[1], room - 1
     end
-    page[#page + 1] = entry[1]
-    page[#page + 1] = entry[2][2]
-    page[#page + 1] = entry[2][4]
+    if #entries < 20 then
+        return page
+    end
 end
-return page

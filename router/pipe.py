@@ -32,7 +32,7 @@ class Pipe(asyncio.Protocol):
     """A connection to Redis.
 
     `on_push(push)` gets what Redis sends unasked; `on_batch()` is called when all that has been read is handed out;
-    `on_lost(why)` once, when the pipe is gone.
+    `on_lost(why)` once, when the pipe is gone, before whatever waits for an answer is told so.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class Pipe(asyncio.Protocol):
             self._transport.abort()
             self._transport = None
         self._out.clear()
+        self._on_lost(why)
         waiting, self._waiting = self._waiting, deque()
         for done in waiting:
             if done is not None:
                 done(Unconfirmed(why))
-        self._on_lost(why)
 
     def pause(self, paused: bool) -> None:
         """Stop reading, or go on: meanwhile Redis queues for us, up to its client-output-buffer-limit."""

@@ -14,7 +14,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import NamedTuple
 
-_FORM = re.compile(r"([0-9a-f]{8})-(\d{1,15})-(\d{1,18})(?:~([A-Za-z0-9_-]{2,340})-(\d{1,15})-(\d{1,18}))?")
+_FORM = re.compile(r"([0-9a-f]{8})-(\d{1,15})-(\d{1,18})(?:~([A-Za-z0-9_-]{2,340})-(\d{1,15})-(\d{1,18}))?", re.ASCII)
 
 
 class Id(NamedTuple):
@@ -51,6 +51,10 @@ class Position(NamedTuple):
         channel, id = self.behind
         return f"{text}~{urlsafe_b64encode(channel).decode().rstrip('=')}-{id.ms}-{id.number}"
 
+    def but(self, channel: bytes, id: Id) -> Position:
+        """Return this position with `channel` only at `id`."""
+        return self._replace(behind=Behind(channel, id))
+
     def of(self, channel: bytes) -> Id:
         """Return where the stream of one channel is."""
         return self.behind.id if self.behind is not None and self.behind.channel == channel else self.id
@@ -65,11 +69,12 @@ def parse(text: str | bytes | None) -> Position | None:
     id = Id(int(ms), int(number))
     if channel is None:
         return Position(epoch, id)
+    behind = Id(int(behind_ms), int(behind_number))
     try:
         name = urlsafe_b64decode(channel + "=" * (-len(channel) % 4))
     except ValueError:
         return None
-    return Position(epoch, id, Behind(name, Id(int(behind_ms), int(behind_number))))
+    return Position(epoch, id, Behind(name, behind)) if behind.number <= id.number else None
 
 
 def id_of(text: bytes) -> Id:

@@ -8,6 +8,7 @@ is gone does not answer, and Redis does not count it.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable
 from operator import attrgetter
@@ -44,7 +45,7 @@ class Presence:
         self._table = table
         self._loop = loop
         self._asked: dict[bytes, _Question] = {}
-        self._questions = 0
+        self._questions = random.getrandbits(40)  # not those of the worker before this one, which are still answered
 
     def ask(self, name: bytes, done: Done) -> None:
         """Give `done` the users subscribed to channel `name`, or an exception.

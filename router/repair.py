@@ -7,78 +7,94 @@ for a channel that no longer holds what was missed, with a gap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import NamedTuple
 
+from router.bus import BusDown
 from router.message import Message
-from router.position import Id, Position
+from router.pipe import Unconfirmed
+from router.position import Id
 from router.replay import Missed, Reader
 
 NAMES_PER_READ = 500
 BYTES_MAX = 64 * 1024 * 1024  # of missed messages; past it, the channels left are told of a gap
 
 
-class Repair:
-    """One repair: of `names`, from the position `after` on, up to `upto`.
+class Found(NamedTuple):
+    """What a repair has found: messages in order, and the channels of which something could not be had."""
 
-    `done(messages)` gets what was missed, in order, gaps first, or None when the bus failed again; then it is over.
+    messages: list[Message]
+    gaps: list[bytes]
+
+
+class Repair:
+    """One repair: of channels, each behind an id, up to the number of `upto`.
+
+    `done` gets what was found, or None when the bus has failed, which is told by others; then it is over. `later` is
+    loop.call_soon: what is at hand must not recurse, nor hold up the loop.
     """
 
     def __init__(
-        self, reader: Reader, names: Iterable[bytes], after: Position, upto: Position,
-        done: Callable[[list[Message] | None], None],
+        self, reader: Reader, epoch: str, behind: Iterable[tuple[bytes, Id]], upto: Id,
+        done: Callable[[Found | None], None], *, later: Callable[..., object],
     ) -> None:  # fmt: skip
         self._reader = reader
-        self._names = iter(names)
-        self._after = after
+        self._epoch = epoch
+        self._behind = iter(behind)
         self._upto = upto
         self._done = done
-        self._found: list[Message] = []
+        self._later = later
+        self._messages: list[Message] = []
         self._bytes = 0
         self._gaps: list[bytes] = []
         self._starts: dict[bytes, Id] = {}  # of channels that had a message since
-        self._missed: Missed | None = None
+        self._missed: Missed
 
     def start(self) -> None:
         """Begin: find out which channels had a message at all, a bounded number of names at a time."""
-        names = list(islice(self._names, NAMES_PER_READ))
-        if names:
-            self._reader.lasts(names, lambda lasts: self._lasts(names, lasts))
+        chunk = dict(islice(self._behind, NAMES_PER_READ))
+        if chunk:
+            self._reader.lasts(list(chunk), lambda lasts: self._lasts(chunk, lasts))
         else:
-            self._missed = Missed(self._reader, self._after.epoch, self._starts, self._upto.id)
+            self._missed = Missed(self._reader, self._epoch, self._starts, self._upto)
             self._read()
 
-    def _lasts(self, names: Sequence[bytes], lasts: list[Id | None] | Exception) -> None:
-        if isinstance(lasts, Exception):
-            self._done(None)
+    def _lasts(self, chunk: dict[bytes, Id], lasts: list[Id | None] | Exception) -> None:
+        if not isinstance(lasts, Exception):
+            for (name, after), last in zip(chunk.items(), lasts, strict=True):
+                if last is not None and last > after:
+                    self._starts[name] = after
+        elif self._is_lost(lasts):
             return
-        for name, last in zip(names, lasts, strict=True):
-            if last is not None and last.number > self._after.id.number:
-                self._starts[name] = self._after.id
+        else:
+            self._gaps += chunk
         self.start()
 
     def _read(self) -> None:
-        assert self._missed is not None
         if self._missed.is_done:
             self._finish()
         else:
             self._missed.step(self._step)
 
     def _step(self, found: list[Message] | Exception) -> None:
-        assert self._missed is not None
-        if isinstance(found, Exception):
-            self._done(None)
+        if not isinstance(found, Exception):
+            self._messages += found
+            self._bytes += sum(len(message.members) for message in found)
+            if self._bytes > BYTES_MAX:
+                self._gaps += self._missed.abandon()
+        elif self._is_lost(found):
             return
-        self._found += found
-        self._bytes += sum(len(message.members) for message in found)
-        if self._bytes > BYTES_MAX:
-            self._gaps = self._missed.abandon()
-            self._finish()
         else:
-            self._read()
+            self._gaps += self._missed.abandon()
+        self._later(self._read)
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Tell whether the bus has failed; otherwise Redis has refused to say, and may for long."""
+        if isinstance(error, BusDown | Unconfirmed):
+            self._done(None)
+            return True
+        return False
 
     def _finish(self) -> None:
-        assert self._missed is not None
-        names = dict.fromkeys([*self._missed.gaps, *self._gaps])
-        gaps = [Message(b"gap", name, str(self._after).encode(), b"") for name in names]
-        self._done(gaps + self._found)
+        self._done(Found(self._messages, list(dict.fromkeys([*self._missed.gaps, *self._gaps]))))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from router import journal
@@ -14,8 +15,12 @@ from router.position import Id, id_of
 
 PAGE_MESSAGES_MAX = 100
 PAGE_BYTES_MAX = 256 * 1024
+PAGE_BYTES_MIN = 8 * 1024  # however many channels are read side by side
 PAGES_KEPT_MAX = 256
 PAGE_SECONDS_MAX = 2.0
+
+
+_Key = tuple[bytes, Id, Id, int]  # of a page: channel, behind, up to, bytes at the most
 
 
 class Entry(NamedTuple):
@@ -58,16 +63,19 @@ class Reader:
         self._keys = keys
         self._clock = clock
         self._wall = wall
-        self._asked: dict[tuple[bytes, Id, Id], list[Callable[[Page | Exception], None]]] = {}
-        self._kept: OrderedDict[tuple[bytes, Id, Id], tuple[float, Page]] = OrderedDict()
+        self._asked: dict[_Key, list[Callable[[Page | Exception], None]]] = {}
+        self._kept: OrderedDict[_Key, tuple[float, Page]] = OrderedDict()
         self.reads = 0  # commands sent to Redis for pages
 
-    def page(self, name: bytes, epoch: str, after: Id, upto: Id, done: Callable[[Page | Exception], None]) -> None:
+    def page(
+        self, name: bytes, epoch: str, after: Id, upto: Id, done: Callable[[Page | Exception], None], *,
+        bytes_max: int = PAGE_BYTES_MAX,
+    ) -> None:  # fmt: skip
         """Give `done` the page of `name` behind `after`, of which all up to `upto` is certain to be in Redis.
 
         Those who ask for the same page while it is under way, or shortly after, share one read.
         """
-        key = (name, after, upto)
+        key = (name, after, upto, bytes_max)
         kept = self._kept.get(key)
         if kept is not None and self._clock() - kept[0] < PAGE_SECONDS_MAX:
             done(kept[1])
@@ -86,7 +94,7 @@ class Reader:
             for each in self._asked.pop(key):
                 each(page if page is not None else _fault(reply))
 
-        args = self._keys.missed_args(name, bytes(after), PAGE_MESSAGES_MAX, PAGE_BYTES_MAX)
+        args = self._keys.missed_args(name, bytes(after), PAGE_MESSAGES_MAX, bytes_max)
         self._bus.ask((b"EVALSHA", journal.MISSED_SHA, *args), answered)
 
     def newest(
@@ -132,7 +140,7 @@ class Reader:
             whole = id_of(last).number <= after.number if last else is_recent
         return Page(entries, bool(more), whole)
 
-    def _keep(self, key: tuple[bytes, Id, Id], page: Page) -> None:
+    def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = (self._clock(), page)
         self._kept.move_to_end(key)
         while len(self._kept) > PAGES_KEPT_MAX or self._clock() - next(iter(self._kept.values()))[0] > PAGE_SECONDS_MAX:
@@ -164,58 +172,69 @@ def _fault(reply: Reply) -> Exception:
 class Missed:
     """What was missed on several channels, merged into the order of the stream, in bounded steps.
 
-    A step is the next page of every channel that has more. Only what is before the end of the shortest page may be
-    delivered: behind it, another page could still hold something earlier.
+    A step reads the next page of every channel of which nothing is at hand. Only what is before the end of the shortest page may
+    be delivered: behind it, another page could still hold something earlier. The rest stays for the next step. The pages of
+    all channels together are about as large as one page of a single channel may be.
     """
 
     def __init__(self, reader: Reader, epoch: str, starts: dict[bytes, Id], upto: Id) -> None:
         self.gaps: list[bytes] = []  # channels of which something is no longer held
         self._reader = reader
         self._epoch = epoch
-        self._after = dict(starts)  # of the channels that may have more
+        self._after = dict(starts)  # where the next page begins, of the channels that may have one
+        self._ahead: dict[bytes, deque[Entry]] = {}  # read, and not handed out
         self._upto = upto
+        self._bytes_max = max(PAGE_BYTES_MIN, PAGE_BYTES_MAX // max(1, len(starts)))
 
     @property
     def is_done(self) -> bool:
         """True when everything has been handed out."""
-        return not self._after
+        return not self._after and not self._ahead
 
     def abandon(self) -> list[bytes]:
         """Give up the channels that may have more, and return them."""
-        left, self._after = list(self._after), {}
+        left = list({**self._ahead, **self._after})
+        self._after, self._ahead = {}, {}
         return left
 
     def step(self, done: Callable[[list[Message] | Exception], None]) -> None:
-        """Give `done` the messages that come next, in order, or an exception; and note the `gaps` that were found."""
-        pages: dict[bytes, Page] = {}
-        asked = dict(self._after)
-        failed: list[Exception] = []
+        """Give `done` the messages that come next, in order, or an exception; and note the `gaps` that were found.
+
+        One step at a time.
+        """
+        asked = {name: after for name, after in self._after.items() if name not in self._ahead}
+        pages: dict[bytes, Page | Exception] = {}
 
         def answered(name: bytes, page: Page | Exception) -> None:
-            if isinstance(page, Exception):
-                failed.append(page)
-                pages[name] = Page([], False, True)
-            else:
-                pages[name] = page
+            pages[name] = page
             if len(pages) == len(asked):
-                done(failed[0] if failed else self._merge(pages))
+                failed = [page for page in pages.values() if isinstance(page, Exception)]
+                if not failed:
+                    self._take({name: page for name, page in pages.items() if isinstance(page, Page)})
+                done(failed[0] if failed else self._ready())
 
         for name, after in asked.items():
-            self._reader.page(name, self._epoch, after, self._upto, lambda page, name=name: answered(name, page))  # type: ignore[misc]
+            self._reader.page(name, self._epoch, after, self._upto, partial(answered, name), bytes_max=self._bytes_max)
 
-    def _merge(self, pages: dict[bytes, Page]) -> list[Message]:
-        ends = [page.entries[-1].id for page in pages.values() if page.more]
-        bound = min(ends, key=lambda id: id.number, default=self._upto)
-        merged: list[Entry] = []
+    def _take(self, pages: dict[bytes, Page]) -> None:
         for name, page in pages.items():
             if not page.whole:
                 self.gaps.append(name)
-            ready = [entry for entry in page.entries if entry.id.number <= bound.number]
-            merged += ready
-            if page.more or len(ready) < len(page.entries):
-                if ready:
-                    self._after[name] = ready[-1].id
+            if page.entries:
+                self._ahead[name] = deque(page.entries)
+            if page.more:
+                self._after[name] = page.entries[-1].id
             else:
                 del self._after[name]
-        merged.sort(key=lambda entry: entry.id.number)
-        return [entry.message for entry in merged]
+
+    def _ready(self) -> list[Message]:
+        """Take what nothing that has not been read can be before."""
+        bound = min((id.number for id in self._after.values()), default=self._upto.number)
+        ready: list[Entry] = []
+        for name, entries in list(self._ahead.items()):
+            while entries and entries[0].id.number <= bound:
+                ready.append(entries.popleft())
+            if not entries:
+                del self._ahead[name]
+        ready.sort(key=lambda entry: entry.id.number)
+        return [entry.message for entry in ready]

@@ -18,10 +18,10 @@ from server.close import Close
 from server.pool import Pool
 from server.session import CLOSED, Session
 
-ACTIVE_MAX = 256  # sessions whose pages are read or sent at the same time; the others wait for their turn
+ACTIVE_MAX = 256  # sessions for which pages are read at the same time; the others wait for their turn
 
 Greet = Callable[[bool], bytes]  # whether nothing is lacking -> the first frame
-Encode = Callable[[Message], bytes]
+Place = Callable[[Message], Message]  # gives a message the position that is true for this session
 
 
 class House(Protocol):
@@ -36,31 +36,32 @@ class House(Protocol):
 class _Work:
     """One session's way back: where it is, and what it has been told."""
 
-    __slots__ = ("done", "encode", "gaps_told", "greet", "missed", "position", "session")
+    __slots__ = ("done", "gaps_told", "greet", "missed", "place", "position", "session")
 
     def __init__(
-        self, session: Session, missed: Missed, position: bytes, greet: Greet, encode: Encode, done: Callable[[], None]
+        self, session: Session, missed: Missed, position: bytes, greet: Greet, place: Place, done: Callable[[], None]
     ) -> None:
         self.session = session
         self.missed = missed
         self.position = position
         self.greet: Greet | None = greet
-        self.encode = encode
+        self.place = place
         self.done = done
         self.gaps_told = 0
 
-    def frames(self, found: list[Message]) -> list[bytes]:
+    def frames(self, found: list[Message]) -> bytes:
         """Encode the next messages, behind the greeting and behind the gaps that have come to light."""
         new_gaps = self.missed.gaps[self.gaps_told :]
         self.gaps_told += len(new_gaps)
-        frames = [self.encode(Message(b"gap", name, self.position, b"")) for name in new_gaps]
+        pushed = [Message(b"gap", name, self.position, b"") for name in new_gaps]
+        pushed += map(self.place, found)
+        if found:
+            self.position = pushed[-1].position
+        frames = list(map(self.session.lane.encode, pushed))
         if self.greet is not None:
             frames.insert(0, self.greet(not new_gaps))
             self.greet = None
-        if found:
-            self.position = found[-1].position
-        frames += map(self.encode, found)
-        return frames
+        return b"".join(frames)
 
 
 class CatchUp:
@@ -69,53 +70,57 @@ class CatchUp:
     def __init__(self, house: House, later: Callable[..., object]) -> None:
         self._house = house
         self._later = later  # loop.call_soon: a page that is at hand must not recurse, nor hold up the loop
-        self._waiting: deque[_Work] = deque()
-        self._active: dict[Session, _Work] = {}
+        self._waiting: deque[_Work] = deque()  # for their turn to read
+        self._reading: dict[Session, _Work] = {}
+        self._sending: dict[Session, _Work] = {}  # the kernel has not taken their page; they hold up nobody
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._active)
+        return len(self._waiting) + len(self._reading) + len(self._sending)
 
     def start(
-        self, session: Session, missed: Missed, position: bytes, greet: Greet, *, encode: Encode | None = None,
-        done: Callable[[], None] = lambda: None,
+        self, session: Session, missed: Missed, position: bytes, greet: Greet, *,
+        place: Place = lambda message: message, done: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Send `session`, which is subscribed already, what `greet` returns, then what it missed since `position`.
 
-        `done` is called when all of that is on its way and nothing else is.
+        `done` is called when all of that is on its way and nothing else is. One at a time for each session.
         """
         self._house.pool.cork(session)
-        self._waiting.append(_Work(session, missed, position, greet, encode or session.lane.encode, done))
+        self._waiting.append(_Work(session, missed, position, greet, place, done))
         self._begin()
 
     def drained(self, session: Session) -> None:
         """The kernel has taken all that was sent past the cork: go on."""
-        work = self._active.get(session)
+        work = self._sending.pop(session, None)
         if work is not None:
-            self._next(work)
+            self._waiting.appendleft(work)  # those who have begun first: what arrives for them is piling up
+            self._begin()
 
     def forget(self, session: Session) -> None:
         """A session has ended; those still waiting are found out when their turn comes."""
-        if self._active.pop(session, None) is not None:
+        self._sending.pop(session, None)
+        if self._reading.pop(session, None) is not None:
             self._begin()
 
     def _begin(self) -> None:
-        while self._waiting and len(self._active) < ACTIVE_MAX:
+        while self._waiting and len(self._reading) < ACTIVE_MAX:
             work = self._waiting.popleft()
             if work.session.fd != CLOSED:
-                self._active[work.session] = work
-                self._next(work)
+                self._reading[work.session] = work
+                self._later(self._next, work)
 
     def _next(self, work: _Work) -> None:
-        if work.session.fd == CLOSED:
+        session = work.session
+        if session.fd == CLOSED:
             return
-        if work.missed.is_done:
-            del self._active[work.session]
-            work.done()
-            if work.session.fd != CLOSED:
-                self._house.pool.uncork(work.session)
-            self._begin()
-        else:
+        if not work.missed.is_done:
             work.missed.step(lambda found: self._found(work, found))
+            return
+        del self._reading[session]
+        work.done()
+        if session.fd != CLOSED:
+            self._house.pool.uncork(session)
+        self._begin()
 
     def _found(self, work: _Work, found: list[Message] | Exception) -> None:
         session = work.session
@@ -123,6 +128,8 @@ class CatchUp:
             return
         if isinstance(found, Exception):
             self._house.end(session, Close.BUS_DOWN)
-            return
-        if self._house.pool.overtake(session, b"".join(work.frames(found))):
+        elif self._house.pool.overtake(session, work.frames(found)):
             self._later(self._next, work)
+        else:
+            self._sending[session] = self._reading.pop(session)
+            self._begin()

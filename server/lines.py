@@ -174,7 +174,7 @@ def _publish(request: dict[str, Any], id: Id, message_bytes_max: int) -> Publish
         raise PeerError(Close.BAD_REQUEST, "nested too deep, want at most 254 levels", "data") from None
     if len(data) > message_bytes_max:
         raise PeerError(Close.TOO_LARGE, f"{len(data)} bytes, want at most {message_bytes_max}", "data")
-    return Publish(id, channel, data, _idempotency(request) if "idempotency" in request else None)
+    return Publish(id, channel, data, checked_idempotency(request) if "idempotency" in request else None)
 
 
 def _history(request: dict[str, Any], id: Id, _message_bytes_max: int) -> History:
@@ -244,6 +244,14 @@ def checked_position(position: str, field: str) -> str | None:
     return position
 
 
+def checked_idempotency(request: dict[str, Any]) -> str | None:
+    """Return the key that makes a publish one message, however often it is sent. Raises: PeerError(BAD_REQUEST)."""
+    key = _optional(request, "idempotency", str)
+    if key is not None and not 1 <= len(key.encode()) <= CHANNEL_BYTES_MAX:
+        raise PeerError(Close.BAD_REQUEST, f"{len(key)} characters, want 1 to {CHANNEL_BYTES_MAX} bytes", "idempotency")
+    return key
+
+
 def _channel(request: dict[str, Any]) -> str:
     name = _required(request, "channel", str)
     if fault := channel_fault(name):
@@ -253,13 +261,6 @@ def _channel(request: dict[str, Any]) -> str:
 
 def _position(request: dict[str, Any], field: str) -> str | None:
     return checked_position(_optional(request, field, str) or "", field)
-
-
-def _idempotency(request: dict[str, Any]) -> str | None:
-    key = _optional(request, "idempotency", str)
-    if key is not None and not 1 <= len(key.encode()) <= CHANNEL_BYTES_MAX:
-        raise PeerError(Close.BAD_REQUEST, f"{len(key)} characters, want 1 to {CHANNEL_BYTES_MAX} bytes", "idempotency")
-    return key
 
 
 def _required(request: dict[str, Any], field: str, kind: type[_T]) -> _T:

@@ -107,11 +107,6 @@ class Listener:
         """Begin to accept."""
         self._pool.put(self, ACCEPTING)
 
-    def close(self) -> None:
-        """Accept no more. The socket stays open, and its queue with it."""
-        if self.fd >= 0:
-            self._pool.release(self)
-
     def react(self, events: int) -> None:
         """Accept a batch."""
         welcome, fd_max, flags = self._welcome, self._fd_max, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -134,7 +129,7 @@ class Listener:
 
     def resume(self, now: float) -> None:
         """Accept again when the pause is over and there is room; call now and then."""
-        if self._paused_until and now >= self._paused_until and self.fd >= 0 and _next_descriptor() < self._fd_max:
+        if self._paused_until and now >= self._paused_until and _next_descriptor() < self._fd_max:
             self._paused_until = 0.0
             self._pool.arm(self.fd, ACCEPTING)
 

@@ -8,6 +8,7 @@ import orjson
 
 from router import position
 from router.feed import Feed
+from router.position import Position
 from router.replay import Entry
 from server import lines
 from server.close import Close, PeerError
@@ -23,19 +24,15 @@ class Lookups:
 
     def history(self, channel: str, after: str | None, limit: int, done: Done) -> None:
         """Give `done` at most `limit` messages: those behind the position `after`, or the newest."""
-        since, head = position.parse(after), position.parse(self._feed.head)
-        if after is not None and (since is None or head is None or since.epoch != head.epoch):
-            done(PeerError(Close.NOT_FOUND, "a position that is no longer known", "after"))
+        head, name = position.parse(self._feed.head), channel.encode()
+        try:
+            since = behind(after, head)
+        except PeerError as error:
+            done(error)
             return
-        name = channel.encode()
 
         def read(found: list[Entry] | Exception) -> None:
-            if isinstance(found, Exception):
-                done(found)
-                return
-            at = found[-1].message.position if found else (after or "").encode() or self._feed.head
-            messages = b",".join(lines.kept(entry.message) for entry in found)
-            done(b',"messages":[%b],"position":"%b"' % (messages, at))
+            done(found if isinstance(found, Exception) else history_members(found, after, head))
 
         epoch = head.epoch if head is not None else ""
         self._feed.reader.newest(name, epoch, since.of(name) if since else None, limit, read)
@@ -47,3 +44,21 @@ class Lookups:
             done(found if isinstance(found, Exception) else b',"users":' + orjson.dumps(found))
 
         self._feed.presence.ask(channel.encode(), counted)
+
+
+def behind(after: str | None, head: Position | None) -> Position | None:
+    """Return the position `after` which history is asked for; `head` is where the stream was before it was read.
+
+    Raises: PeerError when it is none, or one of another epoch.
+    """
+    since = position.parse(after)
+    if after is not None and (since is None or head is None or since.epoch != head.epoch):
+        raise PeerError(Close.NOT_FOUND, "a position that is no longer known", "after")
+    return since
+
+
+def history_members(found: list[Entry], after: str | None, head: Position | None) -> bytes:
+    """Return the messages, and the position to go on from: where nothing was found, one that nothing can be before."""
+    at = found[-1].message.position if found else (after or str(head or "")).encode()
+    messages = b",".join(lines.kept(entry.message) for entry in found)
+    return b',"messages":[%b],"position":"%b"' % (messages, at)

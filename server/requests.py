@@ -125,12 +125,13 @@ class Requests:
         if not session.offer(frame):
             self._house.end(session, Close.SLOW)
 
-    def _hold(self, session: Session) -> None:
-        """Read no more of `session` until `_release`."""
+    def hold(self, session: Session) -> None:
+        """Read no more of `session` until `release`."""
         self._busy[session] = []
         self._house.pool.mute(session)
 
-    def _release(self, session: Session) -> None:
+    def release(self, session: Session) -> None:
+        """Go on reading."""
         found = self._busy.pop(session)
         self._house.pool.unmute(session)
         self._handle(session, found)
@@ -153,7 +154,7 @@ class Requests:
         if name not in known and len(known) >= self._channels_max:
             reason = f"{len(known)} already, want at most {self._channels_max}"
             raise PeerError(Close.TOO_MANY_CHANNELS, reason, "channel", request.id)
-        self._hold(session)
+        self.hold(session)
         self._house.feed.join([name], partial(self._subscribed, session, request, name in known))
 
     def _subscribed(self, session: Session, request: lines.Subscribe, known: bool, began: bytes | None) -> None:
@@ -165,8 +166,7 @@ class Requests:
             return
         if not known:
             house.table.add(session, name)
-        given = request.position or ""
-        asked, at = position.parse(given), position.parse(began)
+        asked, at = position.parse(request.position), position.parse(began)
         is_durable = self._namespaces.of(request.channel).durable
         answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
         if (
@@ -179,16 +179,17 @@ class Requests:
         ):
             missed = Missed(house.feed.reader, at.epoch, {name: asked.of(name)}, at.id)
 
-            def greet(whole: bool) -> bytes:
-                return lines.answer({**answer, "position": given, "recovered": whole})
+            # In its other channels the session is at `at` already: a position that says both makes a cut exact.
+            since = str(at.but(name, asked.of(name)))
 
-            def encode(message: Message) -> bytes:
-                """In its other channels the session is at `at` already: a position that says both makes a cut exact."""
-                behind = position.Behind(name, position.id_of(message.id))
-                return session.lane.encode(message._replace(position=str(at._replace(behind=behind)).encode()))
+            def greet(whole: bool) -> bytes:
+                return lines.answer({**answer, "position": since, "recovered": whole})
+
+            def place(message: Message) -> Message:
+                return message._replace(position=str(at.but(name, position.id_of(message.id))).encode())
 
             house.catchup.start(
-                session, missed, given.encode(), greet, encode=encode, done=partial(self._release, session)
+                session, missed, since.encode(), greet, place=place, done=partial(self.release, session)
             )
             return
         recovered = at is not None and (
@@ -196,7 +197,7 @@ class Requests:
         )
         self._say(session, lines.answer({**answer, "position": str(at or ""), "recovered": recovered}))
         if session.fd != CLOSED:
-            self._release(session)
+            self.release(session)
 
     def _unsubscribe(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.Unsubscribe)
@@ -215,14 +216,16 @@ class Requests:
     def _publish(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.Publish)
         name = request.channel.encode()
-        is_member = any(channel.name == name for channel in session.channels)
+        is_member = any(channel.name == name for channel in session.channels) or request.channel == personal(
+            session.user
+        )
         claims = self._house.claims(session)
         if not may_publish(self._namespaces, claims, request.channel, is_member=is_member):
             self._stats.publish_failures += 1
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel", request.id)
         members = journal.members(session.user, time.time_ns() // 1_000_000, request.data)
         done = partial(self._published, session, request.id, request.channel)
-        once = f"{session.user}:{request.idempotency}".encode() if request.idempotency else b""
+        once = f"{session.user} {request.idempotency}".encode() if request.idempotency else b""
         self._house.bus.publish(name, members, self._namespaces.of(request.channel).kept, done, once=once)
 
     def _published(self, session: Session, id: lines.Id, channel: str, reply: Reply) -> None:
@@ -245,7 +248,7 @@ class Requests:
         self._check_readable(session, request.channel, request.id)
         if not self._namespaces.of(request.channel).durable:
             raise PeerError(Close.BAD_REQUEST, f"{request.channel} is live-only", "channel", request.id)
-        self._hold(session)
+        self.hold(session)
         self._lookups.history(request.channel, request.after, request.limit, partial(self._told, session, request))
 
     def _presence(self, session: Session, request: lines.Request) -> None:
@@ -254,7 +257,7 @@ class Requests:
             self._check_readable(session, request.channel, request.id)
         if not self._namespaces.of(request.channel).presence:
             raise PeerError(Close.BAD_REQUEST, f"{request.channel} has no presence", "channel", request.id)
-        self._hold(session)
+        self.hold(session)
         self._lookups.presence(request.channel, partial(self._told, session, request))
 
     def _check_readable(self, session: Session, channel: str, id: lines.Id) -> None:
@@ -276,4 +279,4 @@ class Requests:
         if not self._house.pool.answer(session, frame):
             self._house.end(session, Close.SLOW)
         elif session.fd != CLOSED:
-            self._release(session)
+            self.release(session)

@@ -10,8 +10,9 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
 
 import orjson
 import uvloop
@@ -39,6 +40,7 @@ from server.pool import LINES, STREAM, Lane, Pool
 from server.requests import Requests
 from server.session import CLOSED, Session
 from server.stats import Page
+from server.tasks import Tasks
 from server.web import Web
 from server.welcome import Welcome
 
@@ -76,7 +78,7 @@ class Shard:
         self.carousel = Carousel(
             self.table,
             slice_seconds_max=limits.TURN_SECONDS_MAX,
-            on_full=self._full,
+            on_full=partial(self._end_sink, code=Close.SLOW),
             on_done=self.stats.fanout.observe,
             clock=time.monotonic,
         )
@@ -110,8 +112,7 @@ class Shard:
         self.guests: dict[Guest, None] = {}
         self._grants: dict[Session, Claims] = {}  # of those whose token narrows what they may do
         self._drain: Drain | None = None
-        self._stopped = self.loop.create_future()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self.loop)
         self._tcp_door = LinesDoor(self, self._tcp)
         self.http_door = StreamDoor(self, self._sse, self.web.take)
         self._listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
@@ -124,19 +125,19 @@ class Shard:
         self.loop.add_signal_handler(signal.SIGTERM, self.drain)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, self.reread)
-        self.loop.set_exception_handler(self._loop_failed)
         await self.web.start()
-        self._start(self.bus.run())
+        self._tasks.start(self.bus.run())
         if self.verifier is not None:
             self.reread()  # this may be a replacement, forked from a supervisor that still has the key it began with
-            self._start(self.verifier.keep_fresh())
+            self._tasks.start(self.verifier.keep_fresh())
         self.loop.add_reader(self.pool.fileno(), self._turn)
         for listener in self._listeners:
             listener.open()
         self._keep_house(time.monotonic())
         self._beat()
-        await self._stopped
-        self._farewell()
+        await self._tasks.ended
+        for session in self._sessions():
+            self.end(session, Close.STOPPED)
         self._write_page()
 
     def ready(self) -> str:
@@ -161,15 +162,14 @@ class Shard:
 
     def stop(self) -> None:
         """Stop now."""
-        if not self._stopped.done():
-            self._stopped.set_result(None)
+        self._tasks.end()
 
     def reread(self) -> None:
         """Read the key that verifies tokens again; what is at hand stays in use when that fails."""
         if self.verifier is None:
             return
         if "://" in (self.config.auth_key or ""):
-            self._start(self.verifier.refresh())
+            self._tasks.start(self.verifier.refresh())
             return
         try:
             self.verifier = verifier(self.config)
@@ -200,7 +200,7 @@ class Shard:
     def refresh_keys(self, then: Callable[[], None]) -> None:
         """Fetch the keys that verify tokens, then call back."""
         assert self.verifier is not None
-        self._start(_then(self.verifier, then))
+        self._tasks.start(self.verifier.refresh()).add_done_callback(lambda _task: then())
 
     def opened(self, session: Session, claims: Claims, began: bytes | None, asked: str | None, head: bytes) -> None:
         """Greet a session, `head` first. Its stream began at position `began`; it `asked` to go on from another."""
@@ -256,7 +256,7 @@ class Shard:
             reply=lambda answer: feed.presence.answered(answer),  # noqa: PLW0108  # there is none before there is a bus
             control=self._control,
             lost=feed.lost,
-            restored=feed.restored,
+            restored=self._restored,
             lapsed=feed.lapsed,
             rejoined=feed.rejoined,
             head=lambda: feed.head,
@@ -264,6 +264,10 @@ class Shard:
         tls = topology.ssl_context(node) if node.tls else None
         worker = f"{self.place.node}-{self.place.number}"
         return Bus(node, journal.Keys(self.config.redis_prefix), feed, listeners, worker=worker, tls=tls)
+
+    def _restored(self, at: bytes) -> None:
+        self.stats.bus_reconnects += self.bus.connects > 1
+        self.feed.restored(at)
 
     def _saw_lag(self, message: Message) -> None:
         self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
@@ -286,9 +290,6 @@ class Shard:
         channel = self.table.find(name.encode())
         for sink in list(channel.sinks) if channel is not None else ():
             self._end_sink(sink, code)
-
-    def _full(self, sink: Sink) -> None:
-        self._end_sink(sink, Close.SLOW)
 
     def _end_sink(self, sink: Sink, code: Close) -> None:
         assert isinstance(sink, Session)
@@ -352,37 +353,6 @@ class Shard:
         self._grants.pop(session, None)
         self.expiry.set(session.fd, None)
         self.bus.leave(self.table.leave(session))
-
-    def _farewell(self) -> None:
-        for session in self._sessions():
-            self.end(session, Close.STOPPED)
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    # What must not go on: a worker that is deaf or mute looks healthy. It ends with a trace, and is replaced.
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._crash(error)
-
-    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if "handle" in context:  # a callback: of the pool, the carousel, the timers
-            self._crash(context["exception"])
-        else:  # of one connection
-            loop.default_exception_handler(context)
-
-    def _crash(self, error: BaseException) -> None:
-        if not self._stopped.done():
-            self._stopped.set_exception(error)
-
-
-async def _then(verifier: Verifier, then: Callable[[], None]) -> None:
-    await verifier.refresh()
-    then()
 
 
 def verifier(config: Config) -> Verifier:

@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 from router import journal
 from router.bus import Bus
 from router.pipe import Reply
-from server import limits, lines
+from server import limits, lines, sse
 from server.access import may_publish
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
@@ -49,6 +49,7 @@ _STATUS = {
     Close.EXPIRED: 401,
     Close.FORBIDDEN: 403,
     Close.NOT_FOUND: 404,
+    Close.HANDSHAKE_TIMEOUT: 408,
     Close.TOO_LARGE: 413,
 }
 
@@ -199,8 +200,10 @@ class Web:
     async def _start_page(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._page, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
 
-    async def _come_again(self, _request: web.Request) -> web.Response:
+    async def _come_again(self, request: web.Request) -> web.Response:
         """A stream asked for behind another request and not taken back: it can have a connection of its own."""
+        if not request.raw_path.startswith("/events"):  # other spellings are not taken there either
+            raise web.HTTPNotFound
         response = web.Response(
             body=_COME_AGAIN, content_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
@@ -221,7 +224,7 @@ class Web:
         if not may_publish(self._namespaces, claims, publish.channel, is_member=False):  # no connection, no membership
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
         members = journal.members(claims.user, time.time_ns() // 1_000_000, publish.data)
-        once = f"{claims.user}:{publish.idempotency}".encode() if publish.idempotency else b""
+        once = f"{claims.user} {publish.idempotency}".encode() if publish.idempotency else b""
         kept = self._namespaces.of(publish.channel).kept
         answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
@@ -238,14 +241,10 @@ class Web:
         return _json({"position": reply.decode()} if isinstance(reply, bytes) else {})
 
     async def _identify(self, request: web.Request) -> Claims:
-        token, user = request.query.get("token"), request.query.get("user")
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        if scheme:
-            if scheme.lower() != "bearer" or not bearer:
-                raise PeerError(Close.UNAUTHORIZED, f"found {scheme[:16]!r}, want Bearer and a token", "Authorization")
-            token = bearer.strip()
-        if user is not None:
-            user = lines.checked_user(user)
+        """Who says so and how is read as for a stream, so that nobody is two users."""
+        headers = {name.lower(): request.headers[name] for name in ("Authorization",) if name in request.headers}
+        head = sse.Head("GET", "/events", request.rel_url.raw_query_string, headers, http11=True)
+        token, user, *_ = sse.connect_request(head)
         try:
             return self._house.identify(token, user)
         except KeyUnknown:

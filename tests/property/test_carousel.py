@@ -74,6 +74,8 @@ class FanOut:
 
     def on_full(self, sink: object) -> None:
         assert isinstance(sink, Keeper)
+        if sink not in self.owed:
+            return
         friends = [other for other in self.owed if self.takes_friends and other.user == sink.user]
         for keeper in {sink: None, **dict.fromkeys(friends)}:
             rooms = [channel.name.decode() for channel in keeper.channels if self.is_told]

@@ -11,9 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router import journal
-from router.journal import Keys, Retention, decode, fresh_epoch, members, published_at
+from router.journal import (
+    ONCE_SECONDS_MAX,
+    RESUME_SECONDS_MAX,
+    Keys,
+    Retention,
+    decode,
+    fresh_epoch,
+    members,
+    number_of,
+    published_at,
+)
 from router.message import Message
+from router.position import parse
 
 ROOT = Path(__file__).parents[2]
 DATA = [
@@ -52,7 +62,8 @@ def whole(message: Message) -> dict[str, object]:
 @pytest.mark.parametrize("sender", [None, "alice", 'a"at":1,b', "zoë\\"])
 def test_what_is_published_is_what_is_read(data: object, sender: str | None) -> None:
     said = members(sender, 1_700_000_000_123, orjson.dumps(data))
-    message = decode(b"room:a", b"0123abcd-1700000000123-42 1700000000100-7 " + said, b"head")
+    message, before = decode(b"room:a", b"0123abcd-1700000000123-42 1700000000100-7 " + said, b"head")
+    assert before == b"1700000000100-7"
     assert (message.op, message.channel, message.position) == (b"message", b"room:a", b"0123abcd-1700000000123-42")
     assert whole(message) == {
         "position": "0123abcd-1700000000123-42",
@@ -66,8 +77,8 @@ def test_what_is_published_is_what_is_read(data: object, sender: str | None) -> 
 @given(st.none() | st.text(), st.integers(0, 2**53), JSON)
 def test_any_json_from_anybody(sender: str | None, at_ms: int, data: object) -> None:
     said = members(sender, at_ms, orjson.dumps(data))
-    durable = decode(b"room:a", b"e-1-1 0-0 " + said, b"head")
-    live = decode(b"room:a", said, b"head")
+    durable, _ = decode(b"room:a", b"e-1-1 0-0 " + said, b"head")
+    live, _ = decode(b"room:a", said, b"head")
     assert durable.members == live.members == said
     assert published_at(durable) == published_at(live) == at_ms / 1000
     assert whole(live)["from"] == sender
@@ -75,7 +86,7 @@ def test_any_json_from_anybody(sender: str | None, at_ms: int, data: object) -> 
 
 def test_a_live_only_message_carries_the_newest_position() -> None:
     said = members("alice", 1, b"{}")
-    assert decode(b"room:a", said, b"e-5-9") == Message(b"message", b"room:a", b"e-5-9", said)
+    assert decode(b"room:a", said, b"e-5-9") == (Message(b"message", b"room:a", b"e-5-9", said), b"")
 
 
 @pytest.mark.parametrize("payload", [b"", b"hello", b"two words", b" "])
@@ -92,10 +103,47 @@ def test_a_message_that_does_not_say_when(said: bytes) -> None:
 def test_all_keys_have_the_prefix() -> None:
     keys = Keys("chat:")
     assert keys.channel(b"room:a") == b"chat:room:a"
-    count, *args = keys.publish_args(b"room:a", b",m", Retention(10, 60))
-    assert (count, args[:4]) == (b"3", [b"chat:$clock", b"chat:$stream:room:a", b"chat:$last:room:a", b"chat:room:a"])
-    assert args[4:8] == [b",m", b"10", b"60", b"%d" % journal.RESUME_SECONDS_MAX]
-    assert keys.now_args()[:2] == (b"1", b"chat:$clock")
+    count, *args = keys.publish_args(b"room:a", b",m", Retention(10, 60), b"alice:1")
+    assert count == b"4"
+    assert args[:4] == [b"chat:$clock", b"chat:$stream:room:a", b"chat:$last:room:a", b"chat:$once:room:a alice:1"]
+    assert args[4:8] == [b"chat:room:a", b",m", b"10", b"60"]
+    assert keys.now_args(None)[:2] == (b"1", b"chat:$clock")
+    count, *args = keys.missed_args(b"room:a", b"1-2", 100, 1000)
+    assert (count, args) == (b"2", [b"chat:$stream:room:a", b"chat:$last:room:a", b"1-2", b"100", b"1000"])
+
+
+def test_what_is_known_goes_along_with_a_look_at_the_clock() -> None:
+    epochs = set()
+    for known, told in ((None, (b"", b"0")), (parse("0123abcd-5-9"), (b"0123abcd", b"9"))):
+        _, _, fresh, *known_args = Keys("chat:").now_args(known)
+        assert tuple(known_args) == told
+        epochs.add(fresh)
+    assert len(epochs) == 2
+
+
+def test_only_a_message_with_a_key_is_remembered() -> None:
+    keys, retention = Keys("chat:"), Retention(10, 60)
+    seconds = [keys.publish_args(b"room:a", b",m", retention, once)[-2] for once in (b"", b"alice:1")]
+    assert seconds == [b"0", b"%d" % ONCE_SECONDS_MAX]
+
+
+def test_a_last_message_is_remembered_at_least_as_long_as_messages_are_kept() -> None:
+    longer = Retention(10, RESUME_SECONDS_MAX + 1)
+    kept = [Keys("").publish_args(b"room:a", b",m", retention)[-3] for retention in (Retention(), longer)]
+    assert kept == [b"%d" % RESUME_SECONDS_MAX, b"%d" % (RESUME_SECONDS_MAX + 1)]
+
+
+@pytest.mark.parametrize(
+    ("payload", "number"), [(b"0123abcd-5-42 0-0 ,m", 42), (b"0123abcd-5-1 1-1 ,a b", 1), (b',"data":" 1-2-3 "', None)]
+)
+def test_the_number_of_a_payload(payload: bytes, number: int | None) -> None:
+    assert number_of(payload) == number
+
+
+@pytest.mark.parametrize("payload", [b"", b"hello", b"two words", b"e-1-x 0-0 ,m"])
+def test_what_is_not_ours_has_no_number(payload: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        number_of(payload)
 
 
 def test_an_epoch_is_eight_hex_digits_and_never_the_same() -> None:

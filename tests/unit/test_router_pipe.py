@@ -163,6 +163,14 @@ async def test_a_pipe_closed_before_it_is_connected_stays_closed() -> None:
     redis.sock.close()
 
 
+async def test_the_end_is_told_before_the_answers_that_will_not_come() -> None:
+    told: list[str] = []
+    pipe = Pipe(lambda _push: None, lambda: None, lambda _why: told.append(f"lost, {len(pipe)} wait"))
+    pipe.send(PING, lambda _reply: told.append("answered"))
+    pipe.close("enough")
+    assert told == ["lost, 1 wait", "answered"]
+
+
 async def test_whoever_is_told_of_the_end_may_ask_again(redis: Redis) -> None:
     replies: list[Reply] = []
 

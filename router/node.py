@@ -1,0 +1,67 @@
+"""One Redis or Valkey as the bus sees it: where it is, and how a pipe to it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Protocol
+
+from router.pipe import Pipe, Refused, Reply
+
+VERSION_MIN = 7  # of Redis: the scripts ask for the time before they write; all of Valkey is newer
+
+
+class Node(Protocol):
+    """Where Redis is: what `topology.parse` returns."""
+
+    @property
+    def address(self) -> str:
+        """What a person reads in a log."""
+
+    @property
+    def host(self) -> str:
+        """A name or an address."""
+
+    @property
+    def port(self) -> int:
+        """Of TCP."""
+
+    @property
+    def path(self) -> str | None:
+        """Of a unix socket, in place of host and port."""
+
+    @property
+    def username(self) -> str | None:
+        """Who signs in where there is a password; None: "default"."""
+
+    @property
+    def password(self) -> str | None:
+        """None: nobody signs in."""
+
+    @property
+    def database(self) -> int:
+        """The number that is SELECTed."""
+
+
+async def open_pipe(pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str) -> None:
+    """Connect `pipe` to `node` and sign in; `name` is how the connection shows in Redis's CLIENT LIST.
+
+    Raises: OSError; ValueError for a host that cannot be one; Refused, also by a server that is too old; Unconfirmed.
+    """
+    loop = asyncio.get_running_loop()
+    if node.path:
+        await loop.create_unix_connection(lambda: pipe, node.path)
+    else:
+        await loop.create_connection(lambda: pipe, node.host, node.port, ssl=tls)
+    auth = ("AUTH", node.username or "default", node.password) if node.password else ()
+    check_version(await pipe.ask("HELLO", 3, *auth, "SETNAME", name))
+    if node.database:
+        await pipe.ask("SELECT", node.database)
+
+
+def check_version(hello: Reply) -> None:
+    """Raise Refused when the server that said `hello` is too old."""
+    version = hello.get(b"version", b"") if isinstance(hello, dict) else b""
+    major = version.partition(b".")[0]
+    if major.isdigit() and int(major) < VERSION_MIN:
+        raise Refused(f"found Redis {version.decode()}, want Redis {VERSION_MIN} or newer, or Valkey")

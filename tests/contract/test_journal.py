@@ -1,0 +1,411 @@
+"""The scripts of the journal on real servers: numbers, epochs, what is kept and for how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import orjson
+import pytest
+import redis
+from harness import wait_until
+from stations import KEPT, KINDS, Client, client_of, server_of
+
+from router import journal
+from router.embedded import Embedded
+from router.journal import Keys, Retention
+from router.pipe import pack
+from router.position import parse
+
+MEMBERS = b',"from":null,"at":1,"data":1'
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def server(request: pytest.FixtureRequest) -> Iterator[Embedded]:
+    with server_of(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Embedded) -> Iterator[Client]:
+    with client_of(server) as client:
+        client.flushall()
+        yield client
+
+
+class Missed(NamedTuple):
+    """What the script MISSED answers; `entries` are id, id of the one before, members."""
+
+    last: bytes
+    more: int
+    entries: list[tuple[bytes, bytes, bytes]]
+
+
+class Journal:
+    """Publishes as a worker does, without the bus."""
+
+    def __init__(self, client: Client, prefix: str = "moorage:") -> None:
+        self.client = client
+        self.keys = Keys(prefix)
+
+    def publish(
+        self, name: str = "room:a", members: bytes = MEMBERS, retention: Retention = KEPT, once: bytes = b""
+    ) -> bytes:
+        args = self.keys.publish_args(name.encode(), members, retention, once)
+        position: bytes = self.client.execute_command("EVAL", journal.PUBLISH, *args)
+        return position
+
+    def now(self, known: bytes | None = None) -> bytes:
+        position: bytes = self.client.execute_command("EVAL", journal.NOW, *self.keys.now_args(parse(known)))
+        return position
+
+    def missed(self, after: bytes, messages_max: int = 100, bytes_max: int = 100_000) -> Missed:
+        """Return the page of room:a behind a position."""
+        args = self.keys.missed_args(b"room:a", after.split(b"-", 1)[1], messages_max, bytes_max)
+        last, more, *rest = self.client.execute_command("EVAL", journal.MISSED, *args)
+        return Missed(last, more, list(zip(rest[::3], rest[1::3], rest[2::3], strict=True)))
+
+    def kept(self, name: str = "room:a") -> list[tuple[bytes, bytes, bytes]]:
+        """Id, id of the one before, members."""
+        stream = self.client.xrange(self.keys.prefix + b"$stream:" + name.encode())
+        return [(id, fields[b"p"], fields[b"m"]) for id, fields in stream]
+
+
+@pytest.fixture
+def log(client: Client) -> Journal:
+    return Journal(client)
+
+
+def parts(position: bytes) -> tuple[bytes, int, int]:
+    epoch, ms, number = position.split(b"-")
+    return epoch, int(ms), int(number)
+
+
+def test_numbers_are_one_sequence_over_all_channels(log: Journal) -> None:
+    before = time.time_ns() // 1_000_000
+    positions = [parts(log.publish(f"room:{n % 7}")) for n in range(50)]
+    after = time.time_ns() // 1_000_000
+    epochs, times, numbers = zip(*positions, strict=True)
+    assert len(set(epochs)) == 1
+    assert list(numbers) == list(range(1, 51))
+    assert list(times) == sorted(times)
+    assert before - 1 <= times[0] <= times[-1] <= after + 1
+    epoch, ms, number = parts(log.now())
+    assert (epoch, number) == (epochs[-1], numbers[-1])
+    assert ms >= times[-1]
+
+
+def test_numbers_are_one_sequence_over_all_publishers(server: Embedded, log: Journal) -> None:
+    def publish(worker: int) -> list[bytes]:
+        with client_of(server) as client:
+            return [Journal(client).publish(f"room:{worker % 2}") for _ in range(100)]
+
+    with ThreadPoolExecutor(4) as pool:
+        positions = [parts(position) for some in pool.map(publish, range(4)) for position in some]
+    assert sorted(number for _, _, number in positions) == list(range(1, 401))
+    in_order = sorted(positions, key=lambda position: position[2])
+    assert [ms for _, ms, _ in in_order] == sorted(ms for _, ms, _ in positions)
+    assert len({epoch for epoch, _, _ in positions}) == 1
+
+
+def test_the_clock_never_runs_back(log: Journal, client: Client) -> None:
+    """The time of the machine may; ids of a stream must not."""
+    future = time.time_ns() // 1_000_000 + 3_600_000
+    first = log.publish()
+    client.hset("moorage:$clock", "ms", future)
+    assert parts(log.publish())[1:] == (future, 2)
+    assert parts(log.publish())[1:] == (future, 3)
+    assert parts(log.now()) == (parts(first)[0], future, 3)
+
+
+def test_what_is_published_behind_a_look_at_the_clock_is_not_earlier(log: Journal, client: Client) -> None:
+    log.publish()
+    future = time.time_ns() // 1_000_000 + 3_600_000
+    client.hset("moorage:$clock", "ms", future)
+    assert parts(log.now())[1] == future
+    assert parts(log.publish())[1] == future
+
+
+def test_now_before_anything_was_published(log: Journal) -> None:
+    epoch, ms, number = parts(log.now())
+    assert number == 0
+    assert parts(log.now())[0] == epoch
+    assert parts(log.publish())[0] == epoch
+    assert parts(log.now())[2] == 1
+    assert ms <= parts(log.now())[1]
+
+
+def test_large_numbers_stay_exact(log: Journal, client: Client) -> None:
+    log.publish()
+    client.hset("moorage:$clock", "number", 2**52)
+    assert [parts(log.publish())[2] for _ in range(3)] == [2**52 + 1, 2**52 + 2, 2**52 + 3]
+
+
+def test_a_redis_that_has_lost_its_data_begins_an_epoch(log: Journal, client: Client) -> None:
+    epochs = {parts(log.publish())[0]}
+    for begin in (log.publish, log.now) * 2:
+        client.flushall()
+        epochs.add(parts(begin())[0])
+    assert len(epochs) == 5
+
+
+@pytest.mark.parametrize(("behind", "is_lost"), [(-40, False), (0, False), (1, True), (50, True)])
+def test_a_clock_that_is_behind_what_was_seen_has_lost_data(
+    log: Journal, client: Client, behind: int, is_lost: bool
+) -> None:
+    """A failover, or a restart with an older file: whoever has seen more finds it out."""
+    for _ in range(60):
+        seen = log.publish()
+    client.hset("moorage:$clock", "number", 60 - behind)
+    client.delete("moorage:$stream:room:a")
+    epoch = parts(log.now(seen))[0]
+    assert (epoch != parts(seen)[0]) == is_lost
+    assert parts(log.publish())[0] == epoch
+    assert parts(log.now(seen))[0] == epoch, "what was seen of a former epoch says nothing"
+
+
+def test_a_number_of_another_epoch_says_nothing(log: Journal) -> None:
+    position = log.publish()
+    epoch = b"00000000" if parts(position)[0] != b"00000000" else b"11111111"
+    assert parts(log.now(b"%b-%d-%d" % (epoch, parts(position)[1], 10**9)))[::2] == parts(position)[::2]
+
+
+def test_older_data_begin_an_epoch_for_all(log: Journal, client: Client) -> None:
+    """A failover to a replica that was behind: the first who knows more tells, and everybody sees it."""
+    for _ in range(10):
+        position = log.publish()
+    older = {key: client.dump(key) for key in client.keys("*")}
+    seen = [log.publish() for _ in range(10)]
+    client.flushall()
+    for key, value in older.items():
+        client.restore(key, 0, value)
+    assert parts(log.now(position))[0] == parts(position)[0], "who has seen no more than that has lost nothing"
+    epoch, ms, number = parts(log.now(seen[4]))
+    assert (epoch != parts(position)[0], number) == (True, 10)
+    assert ms >= parts(seen[-1])[1]
+    assert {parts(log.now(known))[0] for known in (None, position, *seen)} == {epoch}
+    assert parts(log.publish())[::2] == (epoch, 11)
+
+
+def test_a_restart_without_persistence_begins_an_epoch() -> None:
+    with server_of("valkey") as server:
+        with client_of(server) as client:
+            before = parts(Journal(client).publish())
+        server.restart()
+        with client_of(server) as client:
+            epoch, ms, number = parts(Journal(client).publish())
+        assert epoch != before[0]
+        assert ms >= before[1]
+        assert number == 1
+
+
+def test_every_message_names_the_one_before_it_in_its_channel(log: Journal) -> None:
+    ids = {name: [b"0-0"] for name in ("room:a", "room:b")}
+    for number in range(20):
+        name = "room:a" if number % 3 else "room:b"
+        ids[name].append(log.publish(name).split(b"-", 1)[1])
+    for name, chain in ids.items():
+        kept = log.kept(name)
+        assert [id for id, _, _ in kept] == chain[1:]
+        assert [before for _, before, _ in kept] == chain[:-1]
+
+
+def test_the_bus_is_told_what_is_kept(log: Journal, client: Client) -> None:
+    with client.pubsub() as pubsub:
+        pubsub.subscribe("moorage:room:a")
+        wait_until(lambda: pubsub.get_message(timeout=1), "subscribed")
+        positions = [log.publish() for _ in range(3)]
+        payloads = [wait_until(lambda: pubsub.get_message(timeout=1), "a message")["data"] for _ in range(3)]
+    kept = log.kept()
+    for position, payload, (id, before, members) in zip(positions, payloads, kept, strict=True):
+        assert payload == b"%b %b %b" % (position, before, members)
+        assert position.endswith(b"-" + id)
+
+
+@pytest.mark.parametrize("data", ["a b  c", 'quo"te\\', "é漢字👩‍👩‍👧", "\0\r\n", {"x": [1, None]}, "x" * 65_000])
+def test_any_data_is_kept_as_it_was(log: Journal, data: object) -> None:
+    members = journal.members("zoë", 1, orjson.dumps(data))
+    log.publish("raum:größe", members)
+    ((_, _, kept),) = log.kept("raum:größe")
+    assert kept == members
+
+
+def test_at_most_so_many_messages_are_kept(log: Journal) -> None:
+    positions = [log.publish(retention=Retention(messages_max=5)) for _ in range(12)]
+    assert [id for id, _, _ in log.kept()] == [position.split(b"-", 1)[1] for position in positions[-5:]]
+
+
+def test_messages_are_kept_for_so_long(log: Journal, client: Client) -> None:
+    """Older ones go with the next message; without one, the whole stream goes."""
+    old = log.publish()
+    client.hset("moorage:$clock", "ms", parts(old)[1] + 60_001)  # a minute passes
+    retention = Retention(1000, 60)
+    young = log.publish(retention=retention)
+    assert [(id, before) for id, before, _ in log.kept()] == [(young.split(b"-", 1)[1], old.split(b"-", 1)[1])]
+    assert 55 < client.ttl("moorage:$stream:room:a") <= 60
+    assert client.ttl("moorage:$last:room:a") > 6 * 24 * 3600
+
+
+def test_a_channel_that_was_silent_long_enough_is_gone_but_for_its_last_id(log: Journal, client: Client) -> None:
+    position = log.publish(retention=Retention(1000, 1))
+    wait_until(lambda: not client.exists("moorage:$stream:room:a"), "the stream has expired", 5)
+    again = log.publish(retention=Retention(1000, 1))
+    assert log.kept()[0][:2] == (again.split(b"-", 1)[1], position.split(b"-", 1)[1])
+
+
+def test_all_that_is_written_has_the_prefix(client: Client) -> None:
+    Journal(client, "chat:").publish()
+    Journal(client, "chat:").now()
+    assert sorted(client.keys()) == [b"chat:$clock", b"chat:$last:room:a", b"chat:$stream:room:a"]
+    assert parts(Journal(client, "other:").now())[2] == 0
+
+
+def test_one_key_is_the_only_thing_that_grows_with_nothing(log: Journal, client: Client) -> None:
+    """Ten thousand reads of the clock leave one small hash."""
+    with client.pipeline(transaction=False) as pipeline:
+        for _ in range(1000):
+            pipeline.execute_command("EVAL", journal.NOW, *log.keys.now_args(None))
+        pipeline.execute()
+    assert client.keys() == [b"moorage:$clock"]
+    assert sorted(client.hkeys("moorage:$clock")) == [b"epoch", b"ms"]
+
+
+def test_a_script_is_known_by_its_digest(client: Client, log: Journal) -> None:
+    for digest, script in journal.SCRIPTS.items():
+        assert client.execute_command("SCRIPT", "LOAD", script) == digest
+    assert set(journal.SCRIPTS) == {journal.PUBLISH_SHA, journal.MISSED_SHA}
+    position = client.execute_command(
+        "EVALSHA", journal.PUBLISH_SHA, *log.keys.publish_args(b"a", MEMBERS, Retention())
+    )
+    assert parts(position)[2] == parts(log.now())[2] == 1
+
+
+def test_a_packed_publish_is_what_a_client_would_send(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "fresh_epoch", lambda: b"0123abcd")
+    for prefix in ("moorage:", "100%:%b:", "ü:"):
+        keys = Keys(prefix)
+        for name in (b"room:a", "raum:größe%d".encode(), b"x" * 255):
+            for retention in (Retention(), Retention(5, 30 * 24 * 3600)):
+                for once in (b"", b"alice:key"):
+                    args = keys.publish_args(name, MEMBERS, retention, once)
+                    whole = pack((b"EVALSHA", journal.PUBLISH_SHA, *args))
+                    assert keys.publish_command(name, MEMBERS, retention, once) == whole
+
+
+# Idempotency keys.
+
+
+def test_a_key_publishes_once(log: Journal, client: Client) -> None:
+    first = log.publish(once=b"alice:1")
+    assert [log.publish(once=b"alice:1") for _ in range(2)] == [first, first]
+    assert parts(log.now())[2] == len(log.kept()) == 1
+    (remembered,) = client.keys("moorage:$once:*")
+    assert 0 < client.ttl(remembered) <= journal.ONCE_SECONDS_MAX
+
+
+def test_other_keys_other_senders_other_channels_and_no_key_publish_again(log: Journal) -> None:
+    published = [(name, once) for name in ("room:a", "room:b") for once in (b"alice:1", b"alice:2", b"bob:1", b"", b"")]
+    positions = [log.publish(name, once=once) for name, once in published]
+    assert [parts(position)[2] for position in positions] == list(range(1, 11))
+
+
+def test_a_channel_and_a_sender_are_told_apart(log: Journal) -> None:
+    """Names may hold whatever separates them elsewhere."""
+    assert log.publish("room:a", once=b"b:alice:1") != log.publish("room:a:b", once=b"alice:1")
+
+
+def test_a_key_is_forgotten_after_its_time(log: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "ONCE_SECONDS_MAX", 1)
+    first = log.publish(once=b"alice:1")
+    again = wait_until(lambda: log.publish(once=b"alice:1") != first, "it is forgotten", 5)
+    assert again
+    assert len(log.kept()) == 2
+
+
+def test_a_key_of_lost_data_is_lost_too(log: Journal, client: Client) -> None:
+    first = log.publish(once=b"alice:1")
+    client.flushall()
+    assert parts(log.publish(once=b"alice:1"))[0] != parts(first)[0]
+
+
+# What was missed.
+
+
+@pytest.mark.parametrize("count", [1, 19, 20, 21, 40, 45])
+def test_a_page_is_what_is_kept_behind_a_position(log: Journal, count: int) -> None:
+    begin = log.publish("room:b")
+    positions = [log.publish(members=b',"data":%d' % number) for number in range(count)]
+    page = log.missed(begin)
+    assert page == (log.kept()[-1][0], 0, log.kept())
+    assert [members for _, _, members in page.entries] == [b',"data":%d' % number for number in range(count)]
+    assert log.missed(positions[0]).entries == log.kept()[1:]
+    assert log.missed(positions[-1]) == (page.last, 0, [])
+
+
+@pytest.mark.parametrize("size", [1, 7, 19, 20, 21, 44, 45, 46])
+def test_pages_hold_so_many_messages_and_say_whether_there_are_more(log: Journal, size: int) -> None:
+    after = log.publish("room:b")
+    for _ in range(45):
+        log.publish()
+    kept, found = log.kept(), list[tuple[bytes, bytes, bytes]]()
+    while True:
+        page = log.missed(after, size)
+        found += page.entries
+        assert page.last == kept[-1][0]
+        assert page.more == (len(found) < 45)
+        if not page.more:
+            break
+        assert len(page.entries) == size
+        after = b"epoch-" + found[-1][0]
+    assert found == kept
+
+
+def test_pages_hold_so_many_bytes_but_one_message_at_least(log: Journal) -> None:
+    after = log.publish("room:b")
+    sizes = [1000, 1000, 1000, 50_000, 10, 2000, 1, 3000]
+    for size in sizes:
+        log.publish(members=b"," + b"x" * (size - 1))
+    pages = []
+    while True:
+        page = log.missed(after, bytes_max=3000)
+        pages.append([len(members) for _, _, members in page.entries])
+        if not page.more:
+            break
+        after = b"epoch-" + page.entries[-1][0]
+    assert pages == [[1000, 1000, 1000], [50_000], [10, 2000, 1], [3000]]
+
+
+def test_a_page_shows_what_is_no_longer_kept(log: Journal, client: Client) -> None:
+    """Its first message names one before it that the asker has not had; or there is only the last id."""
+    begin = log.publish()
+    ids = [log.publish(retention=Retention(messages_max=2)).split(b"-", 1)[1] for _ in range(5)]
+    page = log.missed(begin)
+    assert [(id, before) for id, before, _ in page.entries] == [(ids[3], ids[2]), (ids[4], ids[3])]
+    client.delete("moorage:$stream:room:a")
+    assert log.missed(begin) == (ids[4], 0, [])
+
+
+def test_a_channel_that_never_had_a_message(log: Journal, client: Client) -> None:
+    assert log.missed(log.now()) == (b"", 0, [])
+    assert client.keys() == [b"moorage:$clock"], "a look writes nothing"
+
+
+def refuse(client: Client, setting: str, value: str) -> Callable[[], object]:
+    before = client.config_get(setting)[setting]
+    client.config_set(setting, value)
+    return lambda: client.config_set(setting, before)
+
+
+def test_a_redis_without_memory_takes_all_of_a_message_or_nothing(client: Client, log: Journal) -> None:
+    position = log.publish()
+    undo = refuse(client, "maxmemory", "1")
+    try:
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            log.publish()
+    finally:
+        undo()
+    assert parts(log.now())[2] == parts(position)[2]
+    assert len(log.kept()) == 1
+    assert parts(log.publish())[2] == 2

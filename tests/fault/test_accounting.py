@@ -1,0 +1,188 @@
+"""Every message accounted for, while workers are killed and Redis is cut off, frozen and restarted.
+
+`MOORAGE_TEST_SEED` replays the choices of a run; it is printed at the start of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from accounting import GAP, Account, EventSubscriber, LineSubscriber, Publisher, Sites, Subscriber
+from harness import Server
+
+from router.embedded import Embedded
+
+StartServer = Callable[..., Server]
+
+CHANNELS = ["room:a", "room:b", "room:c", "brief:d"]
+CONFIG = """
+[[namespace]]
+prefix = "room"
+history_messages_max = 50000
+
+[[namespace]]
+prefix = "brief"
+history_messages_max = 5
+"""
+CATCH_UP_SECONDS = 25.0
+
+
+@pytest.fixture
+def seed() -> int:
+    found = int(os.environ.get("MOORAGE_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"MOORAGE_TEST_SEED={found}")
+    return found
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[Embedded]:
+    """A Valkey that keeps what it has over a restart."""
+    with Embedded(directory=tmp_path / "valkey") as embedded:
+        yield embedded
+
+
+class Chaos:
+    """What goes wrong."""
+
+    def __init__(self, servers: list[Server], valkey: Embedded, rng: random.Random) -> None:
+        self.done: list[str] = []
+        self._servers, self._valkey, self._rng = servers, valkey, rng
+        self._operator = redis.Redis.from_url(valkey.url)
+
+    async def run(self, seconds: float) -> None:
+        """Let one thing after the other go wrong, each at least once in the first third."""
+        until = time.monotonic() + seconds
+        deeds = [self.kill_worker, self.cut_subscribers, self.cut_publishers, self.freeze, self.restart]
+        self._rng.shuffle(deeds)
+        for deed in deeds:
+            await self._do(deed)
+        while time.monotonic() < until:
+            await self._do(self._rng.choice(deeds))
+        self._operator.close()
+
+    async def _do(self, deed: Callable[[], object]) -> None:
+        self.done.append(deed.__name__)
+        found = deed()
+        if asyncio.iscoroutine(found):
+            await found
+        await asyncio.sleep(self._rng.uniform(0.2, 1.2))
+
+    def kill_worker(self) -> None:
+        """SIGKILL."""
+        workers = list(self._rng.choice(self._servers).workers().values())
+        if workers and self.done.count("kill_worker") < 8:  # within the budget of restarts
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._rng.choice(workers).kill()
+
+    def cut_subscribers(self) -> None:
+        """CLIENT KILL of everything that subscribes."""
+        with contextlib.suppress(redis.RedisError):
+            self._operator.client_kill_filter(_type="pubsub")
+
+    def cut_publishers(self) -> None:
+        """CLIENT KILL of one of the others."""
+        with contextlib.suppress(redis.RedisError):
+            clients = [each for each in self._operator.client_list() if each["name"].startswith("moorage")]
+            if clients:
+                self._operator.client_kill_filter(_id=self._rng.choice(clients)["id"])
+
+    async def freeze(self) -> None:
+        """SIGSTOP for a while: shorter than the bus's patience, or longer."""
+        assert self._valkey.pid is not None
+        os.kill(self._valkey.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self._rng.uniform(0.5, 4.0))
+        finally:
+            os.kill(self._valkey.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Redis comes back with what it had."""
+        self._valkey.restart()
+
+
+async def account(servers: list[Server], chaos: Chaos, seed: int, seconds: float, crowd: int) -> None:
+    """Publish, subscribe and cut for `seconds` while `chaos` runs, then settle the account."""
+    sites = Sites([server.tcp for server in servers], [server.http for server in servers])
+
+    def rng(name: str) -> random.Random:
+        return random.Random(f"{seed} {name}")
+
+    publishers = [Publisher(f"p{n}", sites, CHANNELS, rng(f"p{n}"), persistent=n % 2 == 0) for n in range(4)]
+    subscribers: list[Subscriber] = []
+    for number in range(crowd):
+        kind = LineSubscriber if number % 2 else EventSubscriber
+        channels = rng(f"channels {number}").sample(CHANNELS, 1 + number % len(CHANNELS))
+        subscribers.append(kind(f"s{number}", sites, channels, rng(f"s{number}")))
+    async with asyncio.TaskGroup() as group:
+        for subscriber in subscribers:
+            group.create_task(subscriber.run(life_seconds=0.8))
+        publishing = [group.create_task(publisher.run(pause_seconds=0.02)) for publisher in publishers]
+        await chaos.run(seconds)
+        for publisher in publishers:
+            publisher.stopping = True
+        await asyncio.wait(publishing)
+        for subscriber in subscribers:
+            subscriber.settled = True
+        upto = {channel: (await publishers[0].say_last(channel)).id.number for channel in CHANNELS}
+        waiting = await _settle(subscribers, upto)
+        for subscriber in subscribers:
+            subscriber.stopping = True
+        for task in group._tasks:
+            task.cancel()
+    found = Account(publishers, subscribers)
+    print(found.summary(), chaos.done)
+    faults = found.faults(upto) + waiting
+    assert not faults, f"MOORAGE_TEST_SEED={seed}\n" + "\n".join(faults[:20])
+    assert len(found.answered) > 100
+    assert sum(subscriber.recovered for subscriber in subscribers) > 10
+
+
+async def _settle(subscribers: list[Subscriber], upto: dict[str, int]) -> list[str]:
+    """Wait until everybody has heard the last message of each channel, or of a gap behind what it heard."""
+    lacking: list[str] = []
+    until = time.monotonic() + CATCH_UP_SECONDS
+    while time.monotonic() < until:
+        lacking = [
+            f"{each.name} never heard {channel} up to {upto[channel]}, but {each.heard[channel][-3:]}"
+            for each in subscribers
+            for channel in each.channels
+            if upto[channel] not in each.messages and each.heard[channel][-1:] != [GAP]
+        ]
+        if not lacking:
+            return []
+        await asyncio.sleep(0.05)
+    return lacking
+
+
+def settings(directory: Path) -> str:
+    path = directory / "moorage.toml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+async def test_every_message_is_accounted_for(
+    start_server: StartServer, durable: Embedded, tmp_path: Path, seed: int
+) -> None:
+    options = ("--redis", durable.url, "--config", settings(tmp_path))
+    servers = [start_server("--workers", "2", *options), start_server("--workers", "1", *options)]
+    await account(servers, Chaos(servers, durable, random.Random(seed)), seed, seconds=9.0, crowd=12)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_every_message_is_accounted_for_over_minutes(
+    start_server: StartServer, durable: Embedded, tmp_path: Path, seed: int
+) -> None:
+    options = ("--redis", durable.url, "--config", settings(tmp_path))
+    servers = [start_server("--workers", "2", *options), start_server("--workers", "2", *options)]
+    await account(servers, Chaos(servers, durable, random.Random(seed)), seed, seconds=180.0, crowd=60)
