@@ -16,19 +16,17 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from router import journal, topology
-from router.bus import BusDown
-from router.pipe import Refused, Unconfirmed
+from router import topology
 from server import limits, lines, metrics
+from server.backend import BUS_SECONDS_MAX, Backend
 from server.close import Close, PeerError
 from server.config import Config
 from server.gate import CHALLENGE, Gate
+from server.meter import Meter
 from server.overview import Overview
-from server.requests import bus_fault
 from server.stats import Pages
 from server.web import fault
 
-BUS_SECONDS_MAX = 3.0  # for what one request asks of the bus
 CHANNELS_PER_PUBLISH_MAX = 1000
 SHUTDOWN_SECONDS_MAX = 1.0  # for requests that are being answered
 NOTICE_SECONDS = 1.0  # between looks at workers that are new
@@ -42,17 +40,23 @@ _PAGE_HEADERS = {
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Judge = Callable[[dict[str, Any]], dict[str, Any]]
+"""Says how much more fits, `ceilings` above all, by what `Meter.read` measured. May block."""
 
 
-def run(config: Config, pages: Pages, sockets: list[socket.socket], redis_url: str) -> None:
+def _no_opinion(_measured: dict[str, Any]) -> dict[str, Any]:
+    return {"ceilings": []}
+
+
+def run(config: Config, pages: Pages, sockets: list[socket.socket], redis_url: str, judge: Judge = _no_opinion) -> None:
     """Serve the admin port on `sockets`, bound already, until SIGINT. The whole life of a child process.
 
     Raises: ValueError for a `redis_url` that `topology.parse` refuses.
     """
-    asyncio.run(_run(config, pages, sockets, redis_url))
+    asyncio.run(_run(config, pages, sockets, redis_url, judge))
 
 
-async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis_url: str) -> None:
+async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis_url: str, judge: Judge) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGINT, stop.set)
     # A service manager may send TERM to every process of the service. That begins a drain, which is to be watched here;
@@ -62,10 +66,10 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
     redis = topology.client(redis_url, timeout_seconds=BUS_SECONDS_MAX)
     app = make_app(
         pages,
-        redis,
-        prefix=config.redis_prefix,
+        Backend(redis, config.redis_prefix, config.namespaces),
         gate=Gate(config.admin.host, config.admin_key),
         message_bytes_max=config.message_bytes_max,
+        judge=judge,
     )
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     try:
@@ -79,22 +83,23 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
 
 
 def make_app(
-    pages: Pages, redis: topology.Client, *, prefix: str, gate: Gate, message_bytes_max: int
+    pages: Pages, backend: Backend, *, gate: Gate, message_bytes_max: int, judge: Judge = _no_opinion
 ) -> web.Application:
-    """Return the application. `redis` is the caller's to close; `prefix` begins every key and channel there."""
-    return Admin(pages, redis, prefix, gate, message_bytes_max).app
+    """Return the application."""
+    return Admin(pages, backend, gate, message_bytes_max, judge).app
 
 
 class Admin:
     """The endpoints."""
 
-    def __init__(self, pages: Pages, redis: topology.Client, prefix: str, gate: Gate, message_bytes_max: int) -> None:
-        self._redis = redis
-        self._keys = journal.Keys(prefix)
+    def __init__(self, pages: Pages, backend: Backend, gate: Gate, message_bytes_max: int, judge: Judge) -> None:
+        self._backend = backend
         self._gate = gate
         self._message_bytes_max = message_bytes_max
         self._overview = Overview(pages)
-        self._collector = metrics.WorkerCollector(pages)
+        self._meter = Meter(pages)
+        self._judge = judge
+        self._collector = metrics.WorkerCollector(pages, self._meter, self._ceilings)
         self._dashboard = (files("server") / "pages" / "dashboard.html").read_bytes()
         self.app = web.Application(client_max_size=limits.BODY_BYTES_MAX, middlewares=[self._guard])
         self.app.cleanup_ctx.append(self._noticing)
@@ -104,6 +109,9 @@ class Admin:
                 web.get("/healthz", self._healthz),
                 web.get("/metrics", self._metrics),
                 web.get("/api/stats", self._stats),
+                web.get("/api/capacity", self._capacity),
+                web.get("/api/channels/{channel}/history", self._history),
+                web.get("/api/channels/{channel}/presence", self._presence),
                 web.post("/api/publish", self._publish),
                 web.post("/api/users/{user}/disconnect", self._disconnect),
             ]
@@ -140,7 +148,7 @@ class Admin:
     async def _noticing(self, _app: web.Application) -> AsyncIterator[None]:
         async def notice() -> None:
             while True:
-                await asyncio.to_thread(self._collector.notice)
+                await asyncio.to_thread(self._meter.look)
                 await asyncio.sleep(NOTICE_SECONDS)
 
         task = asyncio.create_task(notice())
@@ -164,17 +172,42 @@ class Admin:
     async def _stats(self, _request: web.Request) -> web.Response:
         return _json(self._overview.read(time.monotonic()))
 
+    async def _capacity(self, _request: web.Request) -> web.Response:
+        return _json(await asyncio.to_thread(self._judged))
+
+    def _judged(self) -> dict[str, Any]:
+        """What was measured, and what follows from it. The windows are its raw material and stay here."""
+        measured = self._meter.read()
+        found = self._judge(measured)
+        del measured["windows"]
+        return {"at": int(time.time() * 1000), **measured, **found}
+
+    def _ceilings(self) -> list[tuple[str, int]]:
+        return [(one["limit"], one["connections"]) for one in self._judge(self._meter.read())["ceilings"]]
+
+    async def _history(self, request: web.Request) -> web.Response:
+        (channel,) = _channels([request.match_info["channel"]], "channel")
+        after = lines.checked_position(_single(request, "after"), "after")
+        found = await self._backend.history(channel, after, _limit(_single(request, "limit")))
+        return _json_text(b'{"channel":%b%b}' % (orjson.dumps(channel), found))
+
+    async def _presence(self, request: web.Request) -> web.Response:
+        (channel,) = _channels([request.match_info["channel"]], "channel")
+        return _json({"channel": channel, "users": await self._backend.presence(channel)})
+
     # What is done.
 
     async def _publish(self, request: web.Request) -> web.Response:
         body = await _object(request)
-        data = self._data(body)
+        data, idempotency = self._data(body), lines.checked_idempotency(body)
         if "channels" not in body:
             names = _channels([body.get("channel")], "channel")
-            return _json({"position": (await self._publish_to(names, data))[names[0]]})
+            positions = await self._backend.publish(names, data, idempotency, "channel")
+            return _json({"position": positions[names[0]]})
         if "channel" in body:
             raise PeerError(Close.BAD_REQUEST, "given beside channel, want one of them", "channels")
-        return _json({"positions": await self._publish_to(_channels(body["channels"], "channels"), data)})
+        names = _channels(body["channels"], "channels")
+        return _json({"positions": await self._backend.publish(names, data, idempotency, "channels")})
 
     def _data(self, body: dict[str, Any]) -> bytes:
         if "data" not in body:
@@ -188,37 +221,13 @@ class Admin:
             raise PeerError(Close.TOO_LARGE, reason, "data")
         return data
 
-    async def _publish_to(self, channels: tuple[str, ...], data: bytes) -> dict[str, str]:
-        """Publish to one channel after the other; return the positions. Raises: PeerError, with how far it came."""
-        members = journal.members(None, time.time_ns() // 1_000_000, data)
-        positions: dict[str, str] = {}
-        try:
-            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
-                for name in channels:
-                    args = self._keys.publish_args(name.encode(), members, journal.Retention())
-                    positions[name] = (await ask("EVAL", journal.PUBLISH, *args)).decode()
-        except (BusDown, Refused, Unconfirmed) as error:
-            refusal = bus_fault(error)
-            if positions:  # the code speaks of the rest
-                refusal.reason += f"; published to {len(positions)} of {len(channels)}, up to {list(positions)[-1]}"
-            raise refusal from error
-        return positions
-
     async def _disconnect(self, request: web.Request) -> web.Response:
         user = lines.checked_user(request.match_info["user"])
         body = await _object(request) if request.can_read_body else {}
         reconnect = body.get("reconnect", False)
         if type(reconnect) is not bool:
             raise PeerError(Close.BAD_REQUEST, f"found {str(reconnect)[:80]!r}, want true or false", "reconnect")
-        order = orjson.dumps({"do": "disconnect", "user": user, "reconnect": reconnect})
-        try:
-            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
-                heard = await ask("PUBLISH", self._keys.channel(b"$control"), order)
-        except (BusDown, Refused, Unconfirmed) as error:
-            raise bus_fault(error) from error
-        if not heard:
-            raise PeerError(Close.BUS_DOWN, "no worker is listening on the bus: nobody was disconnected")
-        return _json({"workers": heard})
+        return _json({"workers": await self._backend.disconnect(user, reconnect=reconnect)})
 
 
 async def _object(request: web.Request) -> dict[str, Any]:
@@ -248,9 +257,32 @@ def _channels(names: object, field: str) -> tuple[str, ...]:
     return lines.checked_channels(names, field)
 
 
+def _single(request: web.Request, name: str) -> str:
+    """A parameter of the query, "" when it is not there. Raises: PeerError."""
+    found = request.query.getall(name, [])
+    if len(found) > 1:
+        raise PeerError(Close.BAD_REQUEST, "given twice", name)
+    return found[0] if found else ""
+
+
+def _limit(text: str) -> int:
+    """How many messages are asked for. Raises: PeerError."""
+    if not text:
+        return lines.HISTORY_MESSAGES
+    is_number = len(text) < 10 and text.isascii() and text.isdecimal()
+    if not is_number or not 1 <= int(text) <= limits.HISTORY_PAGE_MESSAGES_MAX:
+        wanted = f"a whole number from 1 to {limits.HISTORY_PAGE_MESSAGES_MAX}"
+        raise PeerError(Close.BAD_REQUEST, f"found {text[:20]!r}, want {wanted}", "limit")
+    return int(text)
+
+
 def _json(body: dict[str, Any]) -> web.Response:
+    return _json_text(orjson.dumps(body))
+
+
+def _json_text(text: bytes) -> web.Response:
     headers = {"Cache-Control": "no-store"}
-    return web.Response(body=orjson.dumps(body), content_type="application/json", headers=headers)
+    return web.Response(body=text, content_type="application/json", headers=headers)
 
 
 def _refusal(error: PeerError, status: int | None = None) -> web.Response:

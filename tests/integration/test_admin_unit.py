@@ -17,7 +17,9 @@ from aiohttp import ClientSession, TCPConnector, web
 
 from router import journal, topology
 from router.embedded import Embedded
-from server import admin
+from router.namespaces import Namespaces
+from server import admin, backend
+from server.backend import Backend
 from server.gate import Gate
 from server.stats import Pages, Stats
 
@@ -27,7 +29,8 @@ KEY = "an-admin-key"
 MESSAGE_BYTES_MAX = 4096
 ENDPOINTS = [
     ("GET", "/"), ("GET", "/metrics"), ("GET", "/api/stats"), ("POST", "/api/publish"),
-    ("POST", "/api/users/alice/disconnect"), ("GET", "/nowhere"),
+    ("POST", "/api/users/alice/disconnect"), ("GET", "/api/channels/room:a/history"),
+    ("GET", "/api/channels/room:a/presence"), ("GET", "/nowhere"),
 ]  # fmt: skip
 
 
@@ -55,7 +58,8 @@ class Port:
 
 async def opened(redis_url: str, gate: Gate) -> AsyncIterator[Port]:
     pages, redis = Pages.create(2), topology.client(redis_url, timeout_seconds=1.0)
-    app = admin.make_app(pages, redis, prefix=PREFIX, gate=gate, message_bytes_max=MESSAGE_BYTES_MAX)
+    bus = Backend(redis, PREFIX, Namespaces())
+    app = admin.make_app(pages, bus, gate=gate, message_bytes_max=MESSAGE_BYTES_MAX)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -106,7 +110,7 @@ async def test_a_publish_reaches_the_bus_with_its_position(port: Port) -> None:
     name, payload = await anext(listening)
     await listening.aclose()
     assert (status, name) == (200, b"test:room:a")
-    message = journal.decode(b"room:a", payload, b"")
+    message, _ = journal.decode(b"room:a", payload, b"")
     assert body == {"position": message.position.decode()}
     assert message.members.startswith(b',"from":null,"at":')
     assert message.members.endswith('"data":{"text":"é \u2028 </script>"}'.encode())
@@ -302,7 +306,7 @@ async def test_redis_down_is_said_at_once(lonely: Port, path: str) -> None:
 
 
 async def test_redis_frozen_is_said_in_time_and_over_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "BUS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
     with Embedded() as server:
         async for port in opened(server.url, Gate("127.0.0.1", None)):
             publish = {"channel": "room:a", "data": 1}
