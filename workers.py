@@ -30,6 +30,7 @@ from server.auth import Verifier
 from server.config import Config
 from server.listener import address_of, listen
 from server.stats import Page, Pages
+from tuning import advice, host, running
 
 log = logging.getLogger("moorage.supervisor")
 
@@ -319,6 +320,17 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
+def say_what_stops_it(count: int) -> None:
+    """Log in at most two lines which limit of this host ends it first, with `count` workers. Takes some 5 ms."""
+    try:
+        lines = advice.start_lines(host.read(), count)
+    except Exception:  # advice is no reason not to start
+        log.exception("the limits of this host could not be read")
+        return
+    for line in lines:
+        log.warning("%s", line)
+
+
 def serve(config: Config, redis_url: str, companion: Companion | None = None) -> int:
     """Run the server on the Redis at `redis_url` until it is told to stop; return its exit code.
 
@@ -328,6 +340,7 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     setproctitle("moorage: supervisor")
     raise_descriptor_limit()
     count = config.workers or len(cores())
+    say_what_stops_it(count)
     try:
         verifier = None if config.is_open else shard.verifier(config)
         tcp = [listen(address, count, config) for address in config.tcp]
@@ -344,7 +357,8 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
         mine = [group[number] for group in tcp], [group[number] for group in http]
         place = shard.Place(number, node, *mine, pages[number])
         children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
-    children.append(Child("admin", lambda: admin.run(config, pages, admin_sockets, redis_url), admin_sockets))
+    judge = running.Judge({address_of(group[0]).port for group in (*tcp, *http)})
+    children.append(Child("admin", lambda: admin.run(config, pages, admin_sockets, redis_url, judge), admin_sockets))
 
     def announce() -> None:
         for transport, groups in (("tcp", tcp), ("http", http), ("admin", [admin_sockets])):

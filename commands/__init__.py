@@ -17,6 +17,7 @@ COMMANDS = {
     "publish": "publish a message through the admin port",
     "chat": "talk in a channel, line by line",
     "tuning": "check and set the kernel limits that stop a server short of its connections",
+    "capacity": "how many more connections a running server holds, and which limit ends it",
     "bench": "measure a server on this machine",
 }
 BAD_INPUT = 2  # as argparse exits

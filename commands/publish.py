@@ -7,7 +7,7 @@ import http.client
 import json
 import sys
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from server import config
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 class PublishError(Exception):
-    """The server could not be reached, or did not take the message."""
+    """The server could not be reached, or did not do what was asked."""
 
 
 def admin_url(text: str) -> str:
@@ -82,31 +82,53 @@ def publish(base: str, key: str | None, channel: str, data: object) -> str:
     Raises: PublishError, with what went wrong and what to do about it.
     """
     body = json.dumps({"channel": channel, "data": data}).encode()
+    return _position(base, *exchange(base, key, "POST", "/api/publish", body))
+
+
+def exchange(base: str, key: str | None, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Send one request to the admin port at `base`; return status and body of the answer.
+
+    Raises: PublishError when there is no answer.
+    """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     parts = urlsplit(base)
     connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = connect(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
     try:
-        connection.request("POST", parts.path + "/api/publish", body, headers)
+        connection.request(method, parts.path + path, body, headers)
         response = connection.getresponse()
-        status, answer = response.status, response.read()
+        return response.status, response.read()
     except ConnectionRefusedError:
         raise PublishError(f"nothing listens on {base}: start the server (moorage serve), or say --admin") from None
     except (OSError, http.client.HTTPException) as error:
         raise PublishError(f"{base}: {error or type(error).__name__}") from None
     finally:
         connection.close()
-    return _position(base, status, answer)
 
 
 def _position(base: str, status: int, answer: bytes) -> str:
     try:
+        return str(answered(base, status, answer)["position"])
+    except KeyError:
+        raise _stranger(base, status) from None
+
+
+def answered(base: str, status: int, answer: bytes, undone: str = "not published") -> dict[str, Any]:
+    """Return the JSON object of a good answer.
+
+    Raises: PublishError with the server's own reason behind `undone`, or that this is no admin port.
+    """
+    try:
         parsed = json.loads(answer)
-        if status == http.client.OK:
-            return str(parsed["position"])
+        if status == http.client.OK and isinstance(parsed, dict):
+            return parsed
         error = parsed["error"]
         refusal = f"{error['code']} {error['reason']}"
     except (ValueError, KeyError, TypeError):
-        raise PublishError(f"{base} answered {status}, not as an admin port does: look at --admin") from None
+        raise _stranger(base, status) from None
     hint = "; say --admin-key" if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN} else ""
-    raise PublishError(f"not published: {refusal}{hint}")
+    raise PublishError(f"{undone}: {refusal}{hint}")
+
+
+def _stranger(base: str, status: int) -> PublishError:
+    return PublishError(f"{base} answered {status}, not as an admin port does: look at --admin")

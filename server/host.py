@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,11 @@ _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 
 # What one accepted socket is made of. A cache that the kernel has merged into another has no line of its own.
-_SOCKET_CACHES = ("TCP", "sock_inode_cache", "filp", "dentry", "eventpoll_epi", "eventpoll_pwq")
+_SOCKET_CACHES = (
+    "TCP", "sock_inode_cache", "filp", "dentry", "eventpoll_epi", "eventpoll_pwq", "ep_head", "lsm_inode_cache",
+    "lsm_file_cache",
+)  # fmt: skip
+_CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3)
 
 
 class Usage(NamedTuple):
@@ -54,13 +59,14 @@ class Processes:
         except _GONE:
             return None
 
-    def pss_bytes(self, pid: int) -> int | None:
-        """Proportional set size: memory of its own, and its share of what it has in common with others.
+    def private_bytes(self, pid: int) -> int | None:
+        """Memory that only this process has. The kernel walks every page for it, some milliseconds a process.
 
-        The kernel walks every page for it, some milliseconds a process.
+        Not the proportional set size: a forked worker's share of what it has in common with its siblings grows
+        whenever one of them writes to a page, which says nothing about its connections.
         """
         try:
-            return int(self._process(pid).memory_full_info().pss)
+            return int(self._process(pid).memory_full_info().uss)
         except _GONE:
             return None
 
@@ -68,6 +74,17 @@ class Processes:
         if (process := self._known.get(pid)) is None:
             process = self._known[pid] = psutil.Process(pid)
         return process
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """User and system time of all threads of a process, to the nanosecond; None when it is gone.
+
+    psutil counts in ticks of 10 ms, and an idle worker uses about one of them a second.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+    except OSError:
+        return None
 
 
 def _open_fds(process: psutil.Process) -> int:

@@ -71,6 +71,7 @@ class Measured:
     cpu_cores_used: float | None = None  # by all workers, over the last minute
     cpu_cores: float | None = None  # that the workers may use
     descriptors: tuple[tuple[int, int], ...] = ()  # per worker: open, and RLIMIT_NOFILE
+    descriptors_reserved: int = 0  # the last ones of each worker, which it gives to no connection
     peers: Mapping[str, int] = field(default_factory=dict)  # remote address -> connections; the largest will do
     destinations: int = 1  # address:port pairs that balancers connect to
     ports: int | None = None  # a balancer's usable local ports, per destination
@@ -118,10 +119,12 @@ def _descriptors(measured: Measured) -> Ceiling | None:
     """The fullest worker ends it: its queue is not served by the others."""
     if not measured.descriptors:
         return None
-    rooms = [max(0, limit - used) for used, limit in measured.descriptors]
+    reserved = measured.descriptors_reserved
+    rooms = [worker_full_at(0, used + reserved, limit) for used, limit in measured.descriptors]
     more = min(rooms) * len(rooms)
     used, limit = measured.descriptors[rooms.index(min(rooms))]
-    because = f"the fullest worker has {count(used)} of {count(limit)} descriptors: {count(min(rooms))} left"
+    because = f"the fullest worker has {count(used)} of {count(limit)} descriptors"
+    because += f" and keeps {reserved} back: {count(min(rooms))} left" if reserved else f": {count(min(rooms))} left"
     if len(rooms) > 1:
         because += f" x {len(rooms)} workers = {count(more)} more"
     return _ceiling(
