@@ -170,7 +170,7 @@ class Bus:
     def ask(self, command: tuple[bytes, ...], done: Done) -> None:
         """Send a command that reads; `done` gets its reply, or an exception."""
         pipe = self._publisher
-        if pipe is None:
+        if pipe is None or not self.connected:
             done(BusDown(f"no connection to Redis at {self._node.address}"))
         elif command[0] == b"EVALSHA":
             self._run(pipe, command[1], command[2:], done)

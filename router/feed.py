@@ -98,7 +98,7 @@ class Feed:
 
         at = position.parse(began)
         is_in_epoch = at is None or self.head.startswith(at.epoch.encode())
-        self._hold.append(Join((at.id.number if at else 0) if is_in_epoch else LATER, enter))
+        self._hold.append(Join((at.id.number if at else 0) if is_in_epoch else LATER, names, enter))
 
     def _enter(self, names: Sequence[bytes], done: Joined, began: bytes | None) -> None:
         # Everything up to `began` has come, on the same pipe. What is delivered from here on may not go back behind it:
@@ -211,7 +211,7 @@ class Feed:
         self._heal()
         for name in found.gaps:
             self._tell_gap(name, head, broken.get(name, head.id))
-        for item in hold.merge(found.messages, head.epoch):
+        for item in hold.merge(found, head.epoch, upto.number):
             self._release(item)
         if at and self._hold is None and self._head().id.number < upto.number:
             self.head = at
@@ -223,7 +223,10 @@ class Feed:
         elif isinstance(item, Join):
             item.enter(True)
         elif isinstance(item, Message):
-            self._deliver_found(item)
+            if item.position:
+                self._deliver_found(item)
+            else:
+                self._tell_gaps([item.channel])
         else:
             try:
                 self._deliver(*item)

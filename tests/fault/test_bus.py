@@ -130,6 +130,17 @@ async def test_a_restart_is_told_with_the_position_where_it_goes_on(
     await works(station, b"room:a")
 
 
+async def test_a_redis_with_an_older_file_begins_an_epoch(station: Station, proxy: Proxy, outside: Client) -> None:
+    """What we have published, or seen, is more than it knows: it has lost data."""
+    for _ in range(10):
+        seen = await station.publish(b"room:a")
+    assert isinstance(seen, bytes)
+    outside.hset(f"{station.prefix}$clock", "number", 3)
+    proxy.cut()
+    await back(station)
+    assert station.restored[1].split(b"-")[0] != seen.split(b"-")[0]
+
+
 async def test_a_cut_goes_on_in_the_same_epoch(station: Station, proxy: Proxy, outside: Client) -> None:
     await station.join(b"room:a")
     position = await station.publish(b"room:a")
@@ -411,6 +422,31 @@ async def test_a_pipe_that_is_lost_at_any_step_of_connecting(proxy: Proxy, pipes
     while await connect_with_a_cut(proxy, pipes, step):
         step += 1
     assert step >= 8
+
+
+async def test_nothing_is_sent_before_the_bus_is_up(station: Station, proxy: Proxy) -> None:
+    """A command among those that connect would be given one of their answers."""
+    answers: list[object] = []
+    asked = 0
+
+    def ask(_carried: int) -> None:
+        nonlocal asked
+        if not station.bus.connected:
+            asked += 1
+            station.bus.publish(b"room:a", b",", None, answers.append)
+            station.bus.ask((b"PING",), answers.append)
+            station.bus.send(b"room:a", b",", answers.append)
+
+    await station.join(b"room:a")
+    proxy.on_carry = ask
+    proxy.cut()
+    await back(station)
+    proxy.on_carry = lambda _carried: None
+    assert asked >= 8
+    assert {type(answer) for answer in answers} == {BusDown}
+    assert len(answers) == 3 * asked
+    assert station.bus.connects == 2
+    await works(station, b"room:a")
 
 
 async def test_a_silent_server_is_given_up(quick: None, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
