@@ -20,7 +20,11 @@ LOAD = ("users", "messages_per_user_per_minute", "fanout")
 BYTES = ("user_bytes", "kernel_bytes")
 PRICES = ("connect_us", "publish_us", "receive_us", "delivery_us")
 REDIS = "redis_messages_per_second"
-PRICED = {"held_us": "a connection held, each second", "empty_us": "each second, whoever is connected"}
+PRICED = {
+    "held_us": "a connection held, each second",
+    "empty_us": "each second, whoever is connected",
+    "write_us": "a write, which carries what has come together",
+}
 TOLD = {"first": 0, "second": 1, "third": 2}
 
 
@@ -98,8 +102,11 @@ def _costs(args: argparse.Namespace, load: Load, answer: Mapping[str, Any]) -> C
     """Flags go over what was measured. Raises: Unmeasured, naming everything that is missing at once."""
     told = answer["costs"]
     each = answer["bytes_per_connection"]
-    values = {"user_bytes": each.get("user"), "kernel_bytes": each.get("kernel")}
-    values |= {name: told["us"].get(name, 0.0 if name in told["within"] else None) for name in PRICES}
+    kernel = each["kernel"] + each.get("buffers", 0.0) if "kernel" in each else None
+    values = {"user_bytes": each.get("user"), "kernel_bytes": kernel}
+    prices = {name: told["us"].get(name, 0.0 if name in told["within"] else None) for name in PRICES}
+    # What comes together goes in one write; a larger fleet may not be so lucky, so a write each is planned for.
+    values |= prices | {"delivery_us": told["us"].get("write_us", prices["delivery_us"])}
     values[REDIS] = None
     values |= {name: value for name in values if (value := getattr(args, name)) is not None}
     if not load.published:

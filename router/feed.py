@@ -56,6 +56,7 @@ class Feed:
         self._whole = False  # the bus is up, and what was missed while it was down is being repaired or has been
         self._passed = b""  # the newest message that came while it was not
         self._entering: Counter[bytes] = Counter()  # names of the joins that are held
+        self._began = b""  # the id of the newest beginning
         self._heal()
 
     def _heal(self) -> None:
@@ -103,12 +104,13 @@ class Feed:
     def _enter(self, names: Sequence[bytes], done: Joined, began: bytes | None) -> None:
         # Everything up to `began` has come, on the same pipe. What is delivered from here on may not go back behind it:
         # somebody who resumes is sent all up to there, also of channels that nobody here has been subscribed to.
-        self.head = began or self.head
+        if began is not None and began is not self.head:
+            self.head, self._began = began, began[9:]  # one id for all who came in the same turn
         done(began)
         for name in names:
             channel = self._table.channels.get(name)
             if channel is not None and not channel.last:  # it is new: so much of it is known
-                channel.last = self.head[9:]
+                channel.last = self._began if began is not None else self.head[9:]
 
     # What the bus tells.
 

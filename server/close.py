@@ -59,9 +59,7 @@ class PeerError(Exception):
     `id` is the request's own, where it got as far as having one.
     """
 
-    def __init__(
-        self, code: Close, reason: str = "", field: str | None = None, id: int | str | None = None
-    ) -> None:
+    def __init__(self, code: Close, reason: str = "", field: str | None = None, id: int | str | None = None) -> None:
         super().__init__(reason or code.reason)
         self.code = code
         self.reason = reason or code.reason

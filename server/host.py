@@ -111,20 +111,20 @@ def kernel_tcp(sockstat: Path = SOCKSTAT) -> KernelTcp | None:
     return KernelTcp(int(found[1]), int(found[2]) * _PAGE_BYTES) if found else None
 
 
-def kernel_bytes_per_connection(slabinfo: Path = SLABINFO, sockstat: Path = SOCKSTAT) -> float | None:
-    """What one accepted TCP connection takes of the kernel's memory: its objects, and its share of socket buffers.
+def kernel_bytes_per_connection(slabinfo: Path = SLABINFO) -> float | None:
+    """What one idle accepted TCP connection takes of the kernel's memory: its objects.
 
     Each object is counted with its share of its slab's waste. The sizes are this kernel's own, and do not depend on
-    what else is in the caches: dentries of files, or the other ends of the connections on the same machine.
-    None where /proc/slabinfo is not readable (root only): buffers alone would be a number far too small.
+    what else is in the caches: dentries of files, or the other ends of the connections on the same machine. Buffers are
+    not in it: the kernel's sum of them is of all programs, and has up to 1 MiB a processor in it that no socket holds.
+    None where /proc/slabinfo is not readable (root only).
     """
     try:
         lines = slabinfo.read_text().splitlines()
     except OSError:
         return None
     caches = {name: rest for name, *rest in map(str.split, lines) if name in _SOCKET_CACHES}
-    if "TCP" not in caches or (tcp := kernel_tcp(sockstat)) is None:
+    if "TCP" not in caches:
         return None
     # slabinfo(5): active_objs num_objs objsize objperslab pagesperslab
-    objects = sum(int(cache[4]) * _PAGE_BYTES / int(cache[3]) for cache in caches.values())
-    return objects + tcp.memory_bytes / max(tcp.sockets, 1)
+    return sum(int(cache[4]) * _PAGE_BYTES / int(cache[3]) for cache in caches.values())

@@ -19,7 +19,7 @@ WINDOW_SECONDS_MAX = 10.0
 WINDOWS_MAX = 600
 QUIET_SECONDS_MAX = 60.0  # windows in which nothing happened are put together, up to this
 USED_SECONDS = 60.0  # over which the processors in use are averaged
-COUNTERS = ("accepted", "published", "received_messages", "deliveries")
+COUNTERS = ("accepted", "published", "received_messages", "deliveries", "writes")
 
 
 class Window(NamedTuple):
@@ -31,6 +31,7 @@ class Window(NamedTuple):
     published: int
     received_messages: int
     deliveries: int
+    writes: int
     cpu_seconds: float
 
     @property

@@ -55,7 +55,9 @@ class Publisher:
     perhaps, and goes on.
     """
 
-    def __init__(self, name: str, sites: Sites, channels: Sequence[str], rng: random.Random, *, persistent: bool) -> None:
+    def __init__(
+        self, name: str, sites: Sites, channels: Sequence[str], rng: random.Random, *, persistent: bool
+    ) -> None:
         self.name = name
         self.answered: dict[Answered, Position] = {}
         self.perhaps: set[Answered] = set()
@@ -84,7 +86,9 @@ class Publisher:
         finally:
             writer.transport.abort()
 
-    async def _publish(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, channel: str, text: str) -> None:
+    async def _publish(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, channel: str, text: str
+    ) -> None:
         self._serial += 1
         message = Answered(channel, self.name, self._serial)
         self.perhaps.add(message)
@@ -153,7 +157,6 @@ class Subscriber:
         self.connections = 0
         self.recovered = 0
         self.settled = False  # no more cuts
-        self.stopping = False
         self._sites, self._rng = sites, rng
         self._position: str | None = None
         self._reached: dict[str, int] = {}
@@ -212,15 +215,11 @@ class Subscriber:
             self._reached[channel] = number
         self._position = text
 
-    def has(self, channel: str, number: int) -> bool:
-        """True when it is known to have heard of everything on `channel` up to `number`."""
-        return number in self.messages
-
     # The connections.
 
     async def run(self, life_seconds: float) -> None:
-        """Connect, listen for a random while, be cut, and again."""
-        while not self.stopping:
+        """Connect, listen for a random while, be cut, and again, until cancelled."""
+        while True:
             life = None if self.settled else self._rng.expovariate(1 / life_seconds)
             with contextlib.suppress(OSError, EOFError, TimeoutError):
                 async with asyncio.timeout(life):

@@ -17,7 +17,7 @@ PRICED = (
     ("connection_seconds", "held_us", 10_000),
     ("seconds", "empty_us", 10),
     ("accepted", "connect_us", 1_000),
-    ("deliveries", "delivery_us", 10_000),
+    ("writes", "delivery_us", 10_000),  # one write carries as many deliveries as have come together, at one price
     ("published", "publish_us", 1_000),
     ("received_messages", "receive_us", 1_000),
 )
@@ -32,6 +32,7 @@ class Prices:
     """Microseconds of processor time each, and why a price is missing.
 
     `held_us` is for one connection and second, `empty_us` for all workers and one second, whoever is connected.
+    `delivery_us` is for as many deliveries a write as there were.
     """
 
     us: Mapping[str, float] = field(default_factory=dict)
@@ -59,8 +60,14 @@ def prices(windows: Iterable[Window]) -> Prices:
     found = _least_squares(rows, len(kept))
     for (name, price), seconds in zip(kept, found, strict=True):
         if seconds <= 0:
-            unknown[price] = f"not measured: {name.replace('_', ' ')} made no difference that shows"
+            within[price] = "the others"
+            unknown[price] = (
+                f"not measured apart from the others: {name.replace('_', ' ')} made no difference that shows"
+            )
     us = {price: seconds * 1e6 for (_, price), seconds in zip(kept, found, strict=True) if seconds > 0}
+    if "delivery_us" in us:
+        us["write_us"] = us["delivery_us"]
+        us["delivery_us"] *= sum(window["writes"] for window in seen) / sum(window["deliveries"] for window in seen)
     return Prices(us, unknown, within)
 
 

@@ -132,11 +132,11 @@ def _by_cpu(load: Load, costs: Costs, node: Node) -> tuple[int, str]:
             break
         nodes = wanted
     return nodes, (
-        f"max of {load.published:,.0f} publishes/s x {costs.publish_us:g} us + {copies:,.0f} copies/s x "
-        f"{costs.receive_us:g} us"
-        f" + {load.delivered:,.0f} deliveries/s x {costs.delivery_us:g} us, and a storm of "
+        f"max of {load.published:,.0f} publishes/s x {costs.publish_us:.3g} us + {copies:,.0f} copies/s x "
+        f"{costs.receive_us:.3g} us"
+        f" + {load.delivered:,.0f} deliveries/s x {costs.delivery_us:.3g} us, and a storm of "
         f"{load.users / load.storm_seconds:,.0f}"
-        f" connects/s x {costs.connect_us:g} us: {cores:.1f} cores / ({node.cpus} x {node.busy_share:g})"
+        f" connects/s x {costs.connect_us:.3g} us: {cores:.1f} cores / ({node.cpus} x {node.busy_share:g})"
     )
 
 

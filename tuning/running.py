@@ -84,7 +84,11 @@ def judged(figures: Mapping[str, Any], on: Host) -> dict[str, Any]:
     costs = prices(figures["windows"])
     memory = on.facts.memory
     nics = [nic.speed_mbit for nic in on.facts.nics or () if nic.speed_mbit and nic.speed_mbit > 0]
+    each = dict(figures["bytes_per_connection"])
+    if each and on.peers and on.peers.held:
+        each["buffers"] = _buffers(on.peers)
     return {
+        "bytes_per_connection": each,
         "ceilings": [asdict(one) for one in ceilings],
         "unknown": _unknown(figures, found, ceilings),
         "costs": {"us": dict(costs.us), "unknown": dict(costs.unknown), "within": dict(costs.within)},
@@ -97,6 +101,7 @@ def measured(figures: Mapping[str, Any], on: Host) -> Measured:
     facts = on.facts
     alive = [worker for worker in figures["workers"] if "fd_limit" in worker]
     each = figures["bytes_per_connection"]
+    kernel = each.get("kernel", on.kernel_bytes)
     held: Mapping[str, int] = on.peers.held if on.peers else {}
     usable = ports.usable(facts)
     tcp_mem = facts.three("net.ipv4.tcp_mem")
@@ -104,7 +109,7 @@ def measured(figures: Mapping[str, Any], on: Host) -> Measured:
     return Measured(
         connections=figures["connections"],
         user_bytes=each.get("user"),
-        kernel_bytes=each.get("kernel", on.kernel_bytes),
+        kernel_bytes=kernel + _buffers(on.peers) if kernel is not None else None,
         memory_room=_memory_room(facts),
         cpu_cores_used=figures["cpu_cores_used"],
         cpu_cores=_cores(facts, len(alive)),
@@ -117,6 +122,11 @@ def measured(figures: Mapping[str, Any], on: Host) -> Measured:
         tcp_pages_max=tcp_mem[1] if tcp_mem else None,
         host_limits=capacity.host_limits(advice.findings(facts, target)),
     )
+
+
+def _buffers(held: Peers | None) -> float:
+    """Bytes of buffers that a connection has in the kernel, as busy as they are now."""
+    return held.buffer_bytes / sum(held.held.values()) if held and held.held else 0.0
 
 
 def _memory_room(facts: Facts) -> int | None:

@@ -124,8 +124,7 @@ async def account(servers: list[Server], chaos: Chaos, seed: int, seconds: float
         channels = rng(f"channels {number}").sample(CHANNELS, 1 + number % len(CHANNELS))
         subscribers.append(kind(f"s{number}", sites, channels, rng(f"s{number}")))
     async with asyncio.TaskGroup() as group:
-        for subscriber in subscribers:
-            group.create_task(subscriber.run(life_seconds=0.8))
+        listening = [group.create_task(subscriber.run(life_seconds=0.8)) for subscriber in subscribers]
         publishing = [group.create_task(publisher.run(pause_seconds=0.02)) for publisher in publishers]
         await chaos.run(seconds)
         for publisher in publishers:
@@ -135,9 +134,7 @@ async def account(servers: list[Server], chaos: Chaos, seed: int, seconds: float
             subscriber.settled = True
         upto = {channel: (await publishers[0].say_last(channel)).id.number for channel in CHANNELS}
         waiting = await _settle(subscribers, upto)
-        for subscriber in subscribers:
-            subscriber.stopping = True
-        for task in group._tasks:
+        for task in listening:
             task.cancel()
     found = Account(publishers, subscribers)
     print(found.summary(), chaos.done)

@@ -18,6 +18,7 @@ from harness import LineClient, Server, wait_until
 
 from bench import measure
 from router.embedded import Embedded
+from server import host
 
 StartServer = Callable[..., Server]
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 DESCRIPTORS = 300
 LOWERED = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))"
 KEY = "an-admin-key"
+STRANGERS_MAX = 500  # sockets of others: 2 MB of 57
 
 CROWD = """
 import sys
@@ -166,26 +168,37 @@ def used(server: Server) -> int:
     return sum(measure.memory_bytes(process.pid) for process in own) + measure.slab().bytes // 2
 
 
+def tcp_sockets() -> int:
+    """Of the whole machine."""
+    found = host.kernel_tcp()
+    assert found is not None
+    return found.sockets
+
+
 @pytest.mark.alone
 @pytest.mark.xdist_group("alone")
 def test_memory_of_fifteen_thousand_is_predicted_from_two_thousand(valkey: Embedded) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < 15_200:
         pytest.skip(f"RLIMIT_NOFILE is {hard}, 15,000 clients in a process need more")
-    # The slabs are the whole machine's, and other programs open and close sockets too: one clean look of three will do.
-    attempts: list[str] = []
     for _ in range(3):
         with Server(["--workers", "2", "--redis", valkey.url]) as server, crowded() as crowd:
-            predicted, grown = predicted_and_used(server, crowd)
-        attempts.append(f"predicted {predicted:,.0f} B, used {grown:,} B: {predicted / grown - 1:+.1%}")
-        if predicted == pytest.approx(grown, rel=0.10):
-            print(attempts)
-            return
-    pytest.fail(f"{attempts}")
+            each, grown, strangers = told_and_used(server, crowd)
+        # The slabs are the whole machine's. Whether a look was clean is judged by its sockets, never by its outcome.
+        if abs(strangers) < STRANGERS_MAX:
+            break
+    else:
+        pytest.skip("other programs open and close too many sockets here")
+    predicted = 13_000 * sum(each.values())
+    print(f"predicted {predicted:,.0f} B by {each}, used {grown:,} B: {predicted / grown - 1:+.1%}")
+    assert predicted == pytest.approx(grown, rel=0.10)
 
 
-def predicted_and_used(server: Server, crowd: Crowd) -> tuple[float, int]:
-    """Bytes of 13,000 connections: by what the server says when it holds 2,000, and by what they then take."""
+def told_and_used(server: Server, crowd: Crowd) -> tuple[dict[str, float], int, int]:
+    """Bytes of a connection, as the server tells when it holds 2,000, and what 13,000 more then take.
+
+    And how many sockets of others have come, or gone, meanwhile.
+    """
     wait_until(lambda: capacity(server)["cpu_cores_used"] is not None, "looked at while it is empty")
     crowd.open(server, 800, "127.71.0.1")
     wait_until(lambda: "800 accepted" in capacity(server)["costs"]["unknown"]["connect_us"], "it was looked at")
@@ -195,10 +208,10 @@ def predicted_and_used(server: Server, crowd: Crowd) -> tuple[float, int]:
     each = capacity(server)["bytes_per_connection"]
     if "kernel" not in each:
         pytest.skip("/proc/slabinfo is root's")
-    before = used(server)
+    before, sockets = used(server), tcp_sockets()
     crowd.open(server, 6500, "127.71.0.3")
     crowd.open(server, 6500, "127.71.0.4")
-    return 13_000 * sum(each.values()), used(server) - before
+    return each, used(server) - before, tcp_sockets() - sockets - 26_000
 
 
 # Processors, and a fleet.
@@ -220,7 +233,7 @@ def test_prices_come_from_what_the_server_did_and_size_a_fleet(
     assert answer["unknown"]["memory"] == "not measured yet: 0 connections, at least 1,000 are needed"
     early = command("capacity", "--admin", admin(server), *load, "--nic-mbit", "10000")
     assert early.returncode == 1
-    assert "--delivery-us: not measured yet: 0 deliveries, 10,000 are needed" in early.stderr
+    assert "--delivery-us: not measured yet: 0 writes, 10,000 are needed" in early.stderr
     assert "--user-bytes: not measured yet: 0 connections" in early.stderr
 
     wait_until(lambda: capacity(server)["cpu_cores_used"] is not None, "looked at while it is empty")
@@ -232,6 +245,8 @@ def test_prices_come_from_what_the_server_did_and_size_a_fleet(
     us = wait_until(lambda: (us := capacity(server)["costs"]["us"]).get("delivery_us") and us, "a price of deliveries")
     assert 5 < us["connect_us"] < 1000
     assert 1 < us["delivery_us"] < 200
+    both = "both addresses that clients come from hold as many as a balancer would"
+    wait_until(lambda: "ports" in [one["limit"] for one in capacity(server)["ceilings"]], both)
 
     flags = ("--publish-us", "25", "--receive-us", "13", "--redis-messages-per-second", "90000", "--nic-mbit", "10000")
     done = command("capacity", "--admin", admin(server), *load, *flags, "--json")
@@ -239,7 +254,7 @@ def test_prices_come_from_what_the_server_did_and_size_a_fleet(
     document = json.loads(done.stdout)
     assert document["fleet"]["nodes"] >= 2
     assert document["connections"] == 1200
-    assert {"fds", "ports"} <= {one["limit"] for one in document["ceilings"]}, "both addresses are like balancers"
+    assert {"fds", "ports"} <= {one["limit"] for one in document["ceilings"]}
     text = command("capacity", "--admin", admin(server), *load, *flags)
     assert text.returncode == 0
     assert re.search(r"^first: \S+, [\d,]+ more$", text.stdout, re.MULTILINE)

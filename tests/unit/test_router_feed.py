@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from journals import Desk, Ear, number
+from journals import KEPT, Desk, Ear, number
 
 from router.bus import BusDown
 from router.carousel import Carousel
@@ -56,6 +56,7 @@ class Line:
         self.feed.reader = Reader(desk, desk.keys)
         self.up = False
         self.subscribed: set[bytes] = set()  # as Redis knows it
+        self.lapsing: set[bytes] = set()  # unsubscribed by Redis, which is not known here yet
         self.sent: deque[Callable[[], None]] = deque()
         self.joining: list[Callable[[bytes | None], None]] = []
         self.published: dict[bytes, list[int]] = {}
@@ -66,10 +67,15 @@ class Line:
         if not self.up:
             self.later.append(lambda: done(None))
             return
-        self.subscribed.update(names)
+        self.subscribed.update(name for name in names if name not in self.lapsing)
         began = self.desk.now()
         self.joining.append(done)
-        self.sent.append(lambda: (self.joining.remove(done), done(began))[1])
+
+        def joined() -> None:
+            self.joining.remove(done)
+            done(began)
+
+        self.sent.append(joined)
 
     def leave(self, names: Sequence[bytes]) -> None:
         if not self.joining:
@@ -77,7 +83,7 @@ class Line:
 
     # What happens.
 
-    def publish(self, name: bytes, retention: Retention = Retention(), *, lost: bool = False) -> int:
+    def publish(self, name: bytes, retention: Retention = KEPT, *, lost: bool = False) -> int:
         payload = self.desk.publish(name, retention=retention)
         self.published.setdefault(name, []).append(number(payload))
         if self.up and name in self.subscribed and not lost:
@@ -92,22 +98,21 @@ class Line:
     def lapse(self, name: bytes) -> None:
         """Redis unsubscribes, and is asked to subscribe again when that is known here."""
         self.subscribed.discard(name)
+        self.lapsing.add(name)
 
         def told() -> None:
             self.feed.lapsed(name)
-            self.sent.append(again)
             self.subscribed.add(name)
+            self.lapsing.discard(name)
             at = self.desk.now()
-            self.sent[-1] = lambda: self.feed.rejoined(name, at)
-
-        def again() -> None:
-            raise AssertionError
+            self.sent.append(lambda: self.feed.rejoined(name, at))
 
         self.sent.append(told)
 
     def cut(self) -> None:
         self.up = False
         self.sent.clear()
+        self.lapsing.clear()
         self.feed.lost()
         joining, self.joining = self.joining, []
         for done in joining:
@@ -543,7 +548,12 @@ class Storm:
             for _ in range(self.rng.randrange(4)):
                 self.rng.choice([self.publish, self.enter, self.line.run_later])()
             self.line.run_later()  # the bus needs more than a turn to connect
-        self.line.restore(lambda: [self.publish() for _ in range(self.rng.randrange(3))])
+
+        def meanwhile() -> None:
+            for _ in range(self.rng.randrange(3)):
+                self.publish()
+
+        self.line.restore(meanwhile)
 
     def enter(self) -> None:
         rooms = self.rng.sample([*ROOMS, LIVE], self.rng.randrange(5))

@@ -17,7 +17,7 @@ STEP = 1.0
 def look(
     at: float, accepted: int, cpu: float, *, connections: int = 0, pid: int = 1, written: float | None = None
 ) -> _Look:
-    return _Look(at, connections, (accepted, 0, 0, 0), {pid: cpu}, at - 0.1 if written is None else written)
+    return _Look(at, connections, (accepted, 0, 0, 0, 0), {pid: cpu}, at - 0.1 if written is None else written)
 
 
 def test_a_window_ends_when_nothing_was_under_way() -> None:

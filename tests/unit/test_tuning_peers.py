@@ -38,3 +38,13 @@ def test_both_families() -> None:
 def test_nobody_is_nobody() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert peers.connected([listener.getsockname()[1]]) == peers.Peers({}, 1)
+
+
+def test_what_waits_in_a_buffer_is_counted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as ours:
+            before = peers.connected([port]).buffer_bytes
+            client.sendall(b"x" * 50_000)
+            ours.recv(1, socket.MSG_PEEK)
+            assert peers.connected([port]).buffer_bytes >= before + 50_000

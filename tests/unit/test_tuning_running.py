@@ -66,6 +66,12 @@ def test_what_is_not_known_is_said_and_not_made_up() -> None:
     assert ceilings(hidden, Host(FACTS, kernel_bytes=3650.0))["memory"] == ceilings()["memory"]
 
 
+def test_buffers_count_as_they_are_held_now() -> None:
+    busy = Host(FACTS, Peers({"10.0.0.1": 2000}, buffer_bytes=2000 * 1000))
+    assert ceilings(on=busy)["memory"] == 2000 + 4 * GIB // 5000
+    assert judged(FIGURES, busy)["bytes_per_connection"] == {"user": 350.0, "kernel": 3650.0, "buffers": 1000.0}
+
+
 def test_an_unlimited_control_group_leaves_the_host() -> None:
     on = Host(Facts(memory=FACTS.memory, cgroup=Cgroup(memory_max=UNLIMITED, memory_used=1)))
     assert ceilings(on=on)["memory"] == 2000 + 8 * GIB // 4000

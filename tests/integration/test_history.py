@@ -1,0 +1,86 @@
+"""History over the wire: in pages, of what may be read, in the order of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from harness import Json, LineClient, Server
+
+pytestmark = pytest.mark.xdist_group("resume")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server(["--workers", "1"]) as made:
+        yield made
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[LineClient]:
+    with server.joined("alice", "room:h") as client:
+        yield client
+
+
+def ask(client: LineClient, channel: str, **members: object) -> Json:
+    client.send({"op": "history", "id": "h", "channel": channel, **members})
+    return client.expect("history", id="h", channel=channel)
+
+
+def publish(client: LineClient, channel: str, *data: object) -> list[str]:
+    client.send(*({"op": "publish", "id": n, "channel": channel, "data": each} for n, each in enumerate(data)))
+    return [client.expect("published")["position"] for _ in data]
+
+
+def test_pages_from_any_position_meet(client: LineClient) -> None:
+    start = client.connected["position"]
+    positions = publish(client, "room:pages", *range(25))
+    at, found = start, list[object]()
+    while page := (answer := ask(client, "room:pages", after=at, limit=7))["messages"]:
+        found += [each["data"] for each in page]
+        assert answer["position"] == page[-1]["position"]
+        at = answer["position"]
+    assert found == list(range(25))
+    assert [each["data"] for each in ask(client, "room:pages", after=positions[20])["messages"]] == [21, 22, 23, 24]
+    assert [each["data"] for each in ask(client, "room:pages", limit=3)["messages"]] == [22, 23, 24]
+
+
+def test_what_is_kept_is_what_was_sent(client: LineClient) -> None:
+    said = [None, {"a": [1, "\u2028", '"']}, "x" * 60_000, 1e300, "👩‍👩‍👧"]
+    publish(client, "room:h", *said)
+    live = client.messages(0)
+    kept = ask(client, "room:h")["messages"]
+    assert [each["data"] for each in kept] == said
+    assert all(set(each) == {"channel", "position", "from", "at", "data"} for each in kept)
+    assert live == []
+
+
+def test_a_large_page_is_no_reason_to_be_called_slow(client: LineClient) -> None:
+    publish(client, "room:large", *["x" * 60_000 for _ in range(40)])
+    assert len(ask(client, "room:large", limit=40)["messages"]) == 40
+    client.send({"op": "ping", "id": 1})
+    client.expect("pong", id=1)
+
+
+def test_a_page_and_what_follows_it_live_is_everything(client: LineClient) -> None:
+    """History, and then a subscription from where it ends: the way to begin with the past."""
+    publish(client, "room:begin", *range(10))
+    page = ask(client, "room:begin", limit=4)
+    publish(client, "room:begin", "between")
+    client.send({"op": "subscribe", "id": 1, "channel": "room:begin", "position": page["position"]})
+    client.expect("subscribed", recovered=True)
+    publish(client, "room:begin")
+    assert [each["data"] for each in (*page["messages"], *client.messages(1))] == [6, 7, 8, 9, "between"]
+
+
+@pytest.mark.parametrize("after", ["garbage", "0123abcd-1-1", "ffffffff-1-1~cm9v-1-1"])
+def test_behind_a_position_that_is_not_known(client: LineClient, after: str) -> None:
+    client.send({"op": "history", "id": 1, "channel": "room:h", "after": after})
+    client.expect("error", id=1, code=4004, field="after")
+
+
+def test_of_what_is_not_ones_own(client: LineClient) -> None:
+    client.send({"op": "history", "id": 1, "channel": "@bob"}, {"op": "history", "id": 2, "channel": "$control"})
+    client.expect("error", id=1, code=4003)
+    client.expect("error", id=2, code=4003)
+    assert ask(client, "@alice")["messages"] == []

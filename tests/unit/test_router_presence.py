@@ -1,0 +1,180 @@
+"""Who is there, asked of all workers: everybody counted once, or an error."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from journals import Ear
+
+from router import presence
+from router.bus import BusDown
+from router.pipe import Done, Refused, Unconfirmed
+from router.presence import Presence
+from router.table import Table
+
+Found = dict[str, int] | Exception
+
+
+class Hub:
+    """Redis between some workers. What is published arrives when it is carried."""
+
+    def __init__(self) -> None:
+        self.sites: list[Site] = []
+        self.under_way: list[tuple[Site, bytes, bytes]] = []
+
+    def publish(self, name: bytes, payload: bytes) -> int:
+        heard = [site for site in self.sites if name == site.reply_name or name in site.subscribed]
+        self.under_way += [(site, name, payload) for site in heard]
+        return len(heard)
+
+    def carry(self) -> None:
+        while self.under_way:
+            site, name, payload = self.under_way.pop(0)
+            if site not in self.sites:
+                continue
+            if name == site.reply_name:
+                site.presence.answered(payload)
+            else:
+                site.presence.asked(name, payload)
+
+
+class Site:
+    """A worker, and its bus."""
+
+    def __init__(self, hub: Hub, number: int) -> None:
+        self.hub = hub
+        self.reply_name = b"$reply:%d" % number
+        self.table = Table()
+        self.subscribed: set[bytes] = set()
+        self.replies: list[tuple[Done, object]] = []
+        self.is_late = False  # the answer of Redis comes behind those of the workers
+        self.presence = Presence(self, self.table, asyncio.get_running_loop())  # type: ignore[arg-type]
+        hub.sites.append(self)
+
+    def send(self, name: bytes, payload: bytes, done: Done) -> None:
+        reply = self.hub.publish(name, payload)
+        if self.is_late:
+            self.replies.append((done, reply))
+        else:
+            done(reply)
+
+    def enter(self, user: str, *rooms: bytes) -> Ear:
+        self.subscribed |= {b"@" + user.encode(), *rooms}
+        return Ear(user).enter(self.table, *rooms)
+
+    def ask(self, name: bytes) -> list[Found]:
+        found: list[Found] = []
+        self.presence.ask(name, found.append)
+        return found
+
+
+@pytest.fixture
+async def sites() -> list[Site]:
+    hub = Hub()
+    return [Site(hub, number) for number in range(3)]
+
+
+async def test_everybody_is_counted_on_every_worker(sites: list[Site]) -> None:
+    here, there, elsewhere = sites
+    for site, user in ((here, "alice"), (here, "alice"), (there, "alice"), (there, "bob"), (elsewhere, "carol")):
+        site.enter(user, b"room:a" if site is not elsewhere else b"room:b")
+    for asker in sites:
+        found = asker.ask(b"room:a")
+        here.hub.carry()
+        assert found == [{"alice": 3, "bob": 1}]
+
+
+async def test_a_personal_channel(sites: list[Site]) -> None:
+    """One connection, several, and none; asking leaves the table as small as it was."""
+    here, there, asker = sites
+    first = here.enter("alice")
+    found = asker.ask(b"@alice")
+    here.hub.carry()
+    assert found == [{"alice": 1}]
+    assert here.table.users["alice"] is first
+    here.enter("alice")
+    there.enter("alice")
+    found = asker.ask(b"@alice") + asker.ask(b"@bob")
+    here.hub.carry()
+    found = asker.ask(b"@alice")
+    here.hub.carry()
+    assert found == [{"alice": 3}]
+    nobody = asker.ask(b"@bob")
+    assert nobody == [{}]
+
+
+async def test_a_worker_that_still_subscribes_and_has_nobody(sites: list[Site]) -> None:
+    sites[0].subscribed.add(b"room:a")
+    found = sites[1].ask(b"room:a")
+    sites[0].hub.carry()
+    assert found == [{}]
+
+
+async def test_answers_that_are_faster_than_redis(sites: list[Site]) -> None:
+    here, there, _ = sites
+    here.enter("alice", b"room:a")
+    there.enter("bob", b"room:a")
+    here.is_late = True
+    found = here.ask(b"room:a")
+    here.hub.carry()
+    assert found == []
+    for done, reply in here.replies:
+        done(reply)
+    assert found == [{"alice": 1, "bob": 1}]
+
+
+async def test_questions_are_told_apart(sites: list[Site]) -> None:
+    here, there, _ = sites
+    here.enter("alice", b"room:a")
+    there.enter("bob", b"room:b")
+    a, b = here.ask(b"room:a"), here.ask(b"room:b")
+    here.hub.carry()
+    assert (a, b) == ([{"alice": 1}], [{"bob": 1}])
+
+
+async def test_a_worker_that_does_not_answer_is_an_error_and_no_half(
+    sites: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "ANSWER_SECONDS_MAX", 0.02)
+    here, there, _ = sites
+    here.enter("alice", b"room:a")
+    there.enter("bob", b"room:a")
+    found = here.ask(b"room:a")
+    here.hub.sites.remove(there)  # it dies with the question
+    here.hub.carry()
+    while not found:
+        await asyncio.sleep(0.005)
+    assert isinstance(found[0], Unconfirmed)
+    here.presence.answered(b"1 {}")  # and an answer that comes late is nobody's
+    assert len(found) == 1
+    again = here.ask(b"room:a")
+    here.hub.carry()
+    assert again == [{"alice": 1}]
+
+
+async def test_an_answer_to_the_worker_before_is_not_counted(sites: list[Site]) -> None:
+    here, there, _ = sites
+    there.enter("bob", b"room:a")
+    here.ask(b"room:a")  # and is killed: the next one has its name
+    here.hub.sites.remove(here)
+    heir = Site(here.hub, 0)
+    there.enter("carol", b"room:a")
+    found = heir.ask(b"room:a")
+    here.hub.carry()
+    assert found == [{"bob": 1, "carol": 1}]
+
+
+@pytest.mark.parametrize("error", [BusDown("down"), Unconfirmed("cut"), Refused("OOM")])
+async def test_a_question_that_cannot_be_asked(sites: list[Site], error: Exception) -> None:
+    found: list[Found] = []
+    sites[0].send = lambda name, payload, done: done(error)  # type: ignore[method-assign]
+    sites[0].presence.ask(b"room:a", found.append)
+    assert found == [error]
+
+
+@pytest.mark.parametrize("junk", [b"", b"1", b"x y", b"\xff"])
+async def test_an_answer_that_is_none(sites: list[Site], junk: bytes) -> None:
+    found = sites[0].ask(b"room:a")
+    assert found == [{}]
+    sites[0].presence.answered(junk)
