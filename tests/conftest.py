@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 from harness import Server
+from hypothesis import HealthCheck, settings
 
 from router.embedded import Embedded
+
+# How fast examples come says something of the machine, not of the code. In CI they are the same ones every time.
+settings.register_profile(
+    "house", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("house")
 
 
 @pytest.fixture

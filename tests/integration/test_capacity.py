@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 DESCRIPTORS = 300
 LOWERED = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))"
 KEY = "an-admin-key"
-STRANGERS_MAX = 500  # sockets of others: 2 MB of 57
+STRANGERS_MAX = 1500  # sockets of others: 3 MB of 57, as half of the slabs is ours
 
 CROWD = """
 import sys
@@ -181,7 +181,7 @@ def test_memory_of_fifteen_thousand_is_predicted_from_two_thousand(valkey: Embed
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < 15_200:
         pytest.skip(f"RLIMIT_NOFILE is {hard}, 15,000 clients in a process need more")
-    for _ in range(3):
+    for _ in range(2):
         with Server(["--workers", "2", "--redis", valkey.url]) as server, crowded() as crowd:
             each, grown, strangers = told_and_used(server, crowd)
         # The slabs are the whole machine's. Whether a look was clean is judged by its sockets, never by its outcome.
