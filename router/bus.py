@@ -290,7 +290,7 @@ class Bus:
         """The newest position that was seen or given out goes along, so that a Redis that has lost data is found out."""
         seen, published = position.parse(self._on.head()), position.parse(self._published)
         if published is not None and (
-            seen is None or seen.epoch != published.epoch or seen.id.number < published.id.number
+            seen is None or (seen.epoch == published.epoch and seen.id.number < published.id.number)
         ):
             seen = published
         return self._keys.now_args(seen)
