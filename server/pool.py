@@ -50,7 +50,7 @@ class Codec(Protocol):
     def connected(self, c: dict[str, object], /) -> bytes:
         """Encode the answer to a connect."""
 
-    def close(self, code: Close, reason: str, after_ms: int | None, /) -> bytes:
+    def close(self, code: Close, reason: str, after_ms: int | None, field: str | None = None, /) -> bytes:
         """Encode the farewell."""
 
 

@@ -217,7 +217,7 @@ class Shard:
     def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
         """Say goodbye and close."""
         after_ms = random.randint(500, 5000) if code.reconnect else None
-        frame = session.lane.codec.close(code, reason or code.reason, after_ms)
+        frame = session.lane.codec.close(code, reason or code.reason, after_ms, field)
         self._forget(session, code)
         self.pool.farewell(session, frame)
 

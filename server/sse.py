@@ -234,10 +234,10 @@ def connected(c: dict[str, Any]) -> bytes:
     return b"%bevent: connected\ndata: %b\n" % (id, lines.connected(c))
 
 
-def close(code: Close, reason: str, after_ms: int | None) -> bytes:
+def close(code: Close, reason: str, after_ms: int | None, field: str | None = None) -> bytes:
     """Encode the last event of a stream, and when to come back."""
     retry = b"" if after_ms is None else b"retry: %d\n" % after_ms
-    return b"%bevent: close\ndata: %b\n" % (retry, lines.close(code, reason, after_ms))
+    return b"%bevent: close\ndata: %b\n" % (retry, lines.close(code, reason, after_ms, field))
 
 
 _OK = (
