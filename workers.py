@@ -27,9 +27,10 @@ from setproctitle import setproctitle
 
 from server import admin, limits, logs, shard
 from server.auth import Verifier
+from server.child import Child
 from server.config import Config
-from server.listener import address_of, listen
-from server.stats import Page, Pages
+from server.sockets import Sockets
+from server.stats import Pages
 from tuning import advice, host, running
 
 log = logging.getLogger("moorage.supervisor")
@@ -57,40 +58,6 @@ def may_restart(spent_at: list[float], now: float, *, count_max: int, window_s: 
     """Record a restart at `now`; False once the window holds more than `count_max`."""
     spent_at[:] = [at for at in spent_at if now - at < window_s] + [now]
     return len(spent_at) <= count_max
-
-
-# Children.
-
-
-@dataclass
-class Child:
-    """A process that is to be kept running: `work` is what it does, `page` where its heartbeat shows."""
-
-    name: str
-    work: Callable[[], None]
-    keeps: list[socket.socket]
-    page: Page | None = None
-    number: int = -1
-    pid: int = 0
-    pidfd: int = -1
-    started_at: float = 0.0
-
-    @property
-    def is_running(self) -> bool:
-        """True until it has been reaped."""
-        return self.pidfd >= 0
-
-    def kill(self, signum: signal.Signals) -> None:
-        """Send a signal, if it runs."""
-        if self.is_running:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signum)
-
-    def is_silent(self, now: float) -> bool:
-        """True when its loop has not shown its clock for too long."""
-        if self.page is None or not self.is_running:
-            return False
-        return now - max(self.page.clock(), self.started_at) > limits.SILENT_SECONDS_MAX
 
 
 @dataclass
@@ -343,9 +310,7 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     say_what_stops_it(count)
     try:
         verifier = None if config.is_open else shard.verifier(config)
-        tcp = [listen(address, count, config) for address in config.tcp]
-        http = [listen(address, count, config) for address in config.http]
-        admin_sockets = listen(config.admin, 1, config)
+        sockets = Sockets.open(config, count)
     except (OSError, ValueError) as error:
         log.critical("cannot start: %s", error)
         return CANNOT_BOOT
@@ -354,17 +319,13 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     node = secrets.token_hex(3)
     children = []
     for number in range(count):
-        mine = [group[number] for group in tcp], [group[number] for group in http]
-        place = shard.Place(number, node, *mine, pages[number])
+        place = shard.Place(number, node, *sockets.of(number), pages[number])
         children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
-    judge = running.Judge({address_of(group[0]).port for group in (*tcp, *http)})
-    children.append(Child("admin", lambda: admin.run(config, pages, admin_sockets, redis_url, judge), admin_sockets))
+    judge = running.Judge(sockets.ports())
+    children.append(Child("admin", lambda: admin.run(config, pages, sockets.admin, redis_url, judge), sockets.admin))
 
     def announce() -> None:
-        for transport, groups in (("tcp", tcp), ("http", http), ("admin", [admin_sockets])):
-            for group in groups:
-                print(transport, address_of(group[0]), file=sys.stderr)  # noqa: T201
-        print("ready", file=sys.stderr, flush=True)  # noqa: T201
+        print(*sockets.lines(), "ready", sep="\n", file=sys.stderr, flush=True)  # noqa: T201
 
     # What is frozen is never looked at again by a collection, and its memory stays shared with the children.
     gc.collect()

@@ -12,7 +12,8 @@ import pytest
 import workers
 from server import limits
 from server.stats import Pages, Stats
-from workers import Child, may_restart
+from server.child import Child
+from workers import may_restart
 
 
 def test_a_restart_budget_is_a_window_that_slides() -> None:
