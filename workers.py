@@ -29,6 +29,7 @@ from server import admin, limits, logs, shard
 from server.auth import Verifier
 from server.child import Child
 from server.config import Config
+from server.drain import Progress, Window
 from server.sockets import Sockets
 from server.stats import Pages
 from tuning import advice, host, running
@@ -38,7 +39,7 @@ log = logging.getLogger("moorage.supervisor")
 # Exit codes of `moorage serve`, and of its children. 2 is a configuration that cannot be used.
 OK, CRASHED, BAD_CONFIG, CANNOT_BOOT, CRASH_LOOP = range(5)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # USR1: drain, from the admin process
 _TICK_SECONDS = 0.25
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,9 +68,13 @@ class Supervisor:
     config: Config
     children: list[Child]
     pages: Pages
+    sockets: Sockets
     companion: Companion | None
     spent_at: list[float] = field(default_factory=list)
     stopping_until: float = 0.0  # 0: not stopping
+    told_to_stop: bool = False  # by SIGTERM: the next signal means now
+    progress: Progress | None = None  # of a drain
+    queues_until: float = 0.0  # at the end of a drain no connection begins, and the queues run empty; 0: not there yet
     killed: bool = False
     exit_code: int = OK
     announced: bool = False
@@ -109,9 +114,12 @@ class Supervisor:
             if signum == signal.SIGHUP:
                 for child in self.children:
                     child.kill(signal.SIGHUP)
-            elif signum == signal.SIGTERM and not self.stopping_until:
-                log.info("SIGTERM: draining for at most %.0f s; once more to stop now", self.config.drain_seconds)
-                self._drain(now)
+            elif signum == signal.SIGUSR1:
+                self._drain(now, self.pages.asked_seconds)
+            elif signum == signal.SIGTERM and not self.told_to_stop:
+                self.told_to_stop = True
+                if not self.stopping_until:
+                    self._drain(now, self.config.drain_seconds)
             elif signum in (signal.SIGTERM, signal.SIGINT):
                 self._stop(now)
 
@@ -126,12 +134,10 @@ class Supervisor:
                 self._died(child, os.waitstatus_to_exitcode(status), now)
 
     def _died(self, child: Child, code: int, now: float) -> None:
-        if self.stopping_until:
-            for sock in child.keeps:
-                sock.close()  # so that newcomers go to those who are there to answer them
+        if self.killed:
             return
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if code == CANNOT_BOOT and not self.announced:
+        if code == CANNOT_BOOT and not self.announced and not self.stopping_until:
             log.critical("%s could not boot: stopping", child.name)
             self._give_up(CANNOT_BOOT, now)
         elif may_restart(self.spent_at, now, count_max=limits.RESTARTS_MAX, window_s=limits.RESTART_WINDOW_SECONDS):
@@ -172,35 +178,54 @@ class Supervisor:
     def _all_ready(self) -> bool:
         return all(page.read().stats.ready for page in self.pages)
 
-    # Stopping: drain, then INT, then KILL.
+    # Stopping: drain, let the queues run empty, INT, then KILL.
 
     def _workers(self) -> list[Child]:
         return [child for child in self.children if child.page is not None]
 
-    def _drain(self, now: float) -> None:
-        self.stopping_until = now + self.config.drain_seconds + limits.STOP_SECONDS_MAX
+    def _drain(self, now: float, seconds: float) -> None:
+        """Begin a drain, or give the one under way another window."""
+        if self.killed or self.queues_until:
+            return
+        window = Window(now, seconds, sum(page.read().stats.connections for page in self.pages))
+        log.info("draining: %d sessions leave within %.0f s; SIGTERM again stops now", window.sessions, window.seconds)
+        self.pages.window, self.progress = window, Progress(window)
+        self.stopping_until = now + seconds + limits.DRAIN_EXTRA_SECONDS
         for child in self._workers():
             child.kill(signal.SIGTERM)
 
+    def _drain_on(self, progress: Progress, now: float) -> None:
+        found = [child.page.read().stats for child in self._workers() if child.page is not None and child.is_running]
+        left = sum(stats.connections for stats in found)
+        if self.queues_until:
+            if now >= self.queues_until:
+                self._stop(now)
+        elif now >= self.stopping_until or all(stats.drained for stats in found):
+            log.info("%s", progress.end(now, left))
+            self.sockets.hold_off()
+            self.queues_until = now + limits.DRAIN_QUEUE_SECONDS
+        elif line := progress.line(now, left):
+            log.info("%s", line)
+
     def _stop(self, now: float) -> None:
         if not self.killed:
-            self.stopping_until = now + limits.STOP_SECONDS_MAX
-            for child in self.children:
-                child.kill(signal.SIGINT)
             self.killed = True
+            self.stopping_until = now + limits.STOP_SECONDS_MAX
+            self.pages.window = self.pages.window or Window(now, 0.0)
+            self.sockets.hold_off()
+            for child in self._workers():
+                child.kill(signal.SIGINT)
 
     def _end(self, now: float) -> None:
         """Go on stopping: the admin process goes last, so that a drain can be watched."""
-        if not any(child.is_running for child in self._workers()):
+        if self.progress is not None and not self.killed:
+            self._drain_on(self.progress, now)
+        elif not any(child.is_running for child in self._workers()):
             for child in self.children:
                 child.kill(signal.SIGINT)
-        if now < self.stopping_until:
-            return
-        if not self.killed:
-            self._stop(now)
-            return
-        for child in self.children:
-            child.kill(signal.SIGKILL)
+        if self.killed and now >= self.stopping_until:
+            for child in self.children:
+                child.kill(signal.SIGKILL)
 
     def _give_up(self, code: int, now: float) -> None:
         self.exit_code = code
@@ -239,7 +264,8 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for signum in _SIGNALS:
             signal.signal(signum, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it knows what to read again
+        for signum in (signal.SIGHUP, signal.SIGUSR1):  # HUP: until it knows what to read again
+            signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         setproctitle(f"moorage: {child.name}")
         for other in self.children:
@@ -319,7 +345,7 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     node = secrets.token_hex(3)
     children = []
     for number in range(count):
-        place = shard.Place(number, node, *sockets.of(number), pages[number])
+        place = shard.Place(number, node, *sockets.of(number), pages[number], lambda: pages.window)
         children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
     judge = running.Judge(sockets.ports())
     children.append(Child("admin", lambda: admin.run(config, pages, sockets.admin, redis_url, judge), sockets.admin))
@@ -330,7 +356,7 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     # What is frozen is never looked at again by a collection, and its memory stays shared with the children.
     gc.collect()
     gc.freeze()
-    return Supervisor(config, children, pages, companion).run(announce)
+    return Supervisor(config, children, pages, sockets, companion).run(announce)
 
 
 def _worker(config: Config, place: shard.Place, redis_url: str, verifier: Verifier | None, *, pin: bool) -> Child:

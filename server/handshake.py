@@ -27,13 +27,14 @@ from server.session import CLOSED, Session
 
 log = logging.getLogger("moorage.handshake")
 
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 2\r\n\r\n"
 GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 
 
 class Guest:
     """A connection without a session yet."""
 
-    __slots__ = ("deadline", "door", "fd", "origin", "rest")
+    __slots__ = ("asks", "deadline", "door", "fd", "origin", "rest")
 
     def __init__(self, fd: int, door: Door, deadline: float) -> None:
         self.fd = fd
@@ -41,6 +42,7 @@ class Guest:
         self.deadline = deadline
         self.rest = b""  # what it has sent of its request, or behind it
         self.origin: str | None = None  # of a web page that may use us
+        self.asks = False  # its request is complete
 
     def react(self, _events: int) -> None:
         """Read on."""
@@ -138,6 +140,10 @@ class Door(ABC):
         after_ms = random.randint(1000, 5000) if error.code.reconnect else None
         self._pool.farewell(guest, self._refusal(guest, error, after_ms))
 
+    def dismiss(self, guest: Guest) -> None:
+        """Send a guest away because the server stops."""
+        self.refuse(guest, PeerError(Close.STOPPED))
+
     @abstractmethod
     def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
         """Return the request to connect in `data`; keep in `guest.rest` what is behind it, or all while incomplete."""
@@ -152,6 +158,7 @@ class Door(ABC):
 
     def _enter(self, guest: Guest, request: lines.Connect, *, refreshed: bool = False) -> None:
         """Check what is asked for, and subscribe it."""
+        guest.asks = True
         self._house.admit(guest.fd)
         try:
             claims = self._house.identify(request.token, request.user)
@@ -263,6 +270,14 @@ class StreamDoor(Door):
         if origin is not None and (origin in self._origins or "*" in self._origins):
             guest.origin = origin
         return sse.connect_request(head)
+
+    def dismiss(self, guest: Guest) -> None:
+        """As for lines, but nobody is answered before he asks, nor told 200 before we know what for."""
+        if guest.asks or guest.rest.startswith(b"GET /events"):
+            super().dismiss(guest)
+        elif guest.fd != CLOSED:
+            self._count_out(guest, Close.STOPPED)
+            self._pool.farewell(guest, _UNAVAILABLE if guest.rest else b"")
 
     def _refusal(self, guest: Guest, error: PeerError, after_ms: int | None) -> bytes:
         if error.code.reconnect:

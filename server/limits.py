@@ -48,7 +48,12 @@ WAITING_BYTES_MAX = 16 * 1024 * 1024
 SILENT_SECONDS_MAX = 10.0
 RESTARTS_MAX = 10
 RESTART_WINDOW_SECONDS = 60.0
-STOP_SECONDS_MAX = 5.0  # between TERM and KILL of a worker that was told to stop now
+STOP_SECONDS_MAX = 5.0  # between INT and KILL of a worker that was told to stop now
+FAREWELL_SECONDS_MAX = 0.5  # of these, for what it has said at last to be read
+DRAIN_QUEUE_SECONDS = (
+    0.5  # before the end of a drain no connection begins, so that the queues run empty: a long round trip
+)
+DRAIN_EXTRA_SECONDS = LINGER_SECONDS_MAX + 1.0  # behind its window, for the last who were told
 
 assert MESSAGE_BYTES_MAX < LINE_BYTES_MAX
 assert MESSAGE_BYTES_MAX < BACKLOG_BYTES_MAX, "one message must fit a peer's backlog"

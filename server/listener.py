@@ -32,6 +32,7 @@ CAPACITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 # accept4(2) makes the descriptor non-blocking in the same call, and the peer's address is nobody's business yet. The
 # socket module's accept() makes an object and three more system calls: 5 of the 40 us that a connection costs.
 _accept4 = ctypes.CDLL(None, use_errno=True).accept4
+_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
 def listen(address: Address, count: int, config: Config) -> list[socket.socket]:
@@ -109,7 +110,7 @@ class Listener:
 
     def react(self, events: int) -> None:
         """Accept a batch."""
-        welcome, fd_max, flags = self._welcome, self._fd_max, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        welcome, fd_max, flags = self._welcome, self._fd_max, _FLAGS
         for _ in range(limits.TURN_ACCEPTS_MAX):
             fd = _accept4(self.fd, None, None, flags)
             if fd < 0:
@@ -125,6 +126,15 @@ class Listener:
             welcome(fd)
             if fd >= fd_max:
                 self._pause(f"descriptor {fd} reached, RLIMIT_NOFILE is near")
+                return
+
+    def sweep(self, until: float) -> None:
+        """Accept all who wait in the queue, until then at the latest: nobody will after this."""
+        while (fd := _accept4(self.fd, None, None, _FLAGS)) >= 0 or ctypes.get_errno() in PEER_ERRNOS:
+            if fd >= 0:
+                self._pool.stats.accepted += 1
+                self._welcome(fd)
+            if self._pool.now() >= until:
                 return
 
     def resume(self, now: float) -> None:

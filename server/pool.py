@@ -121,7 +121,7 @@ class Pool:
         self._armed: dict[Session, int] = {}  # those that are not armed as their lane is
         self._corked: dict[Session, Backlog] = {}  # what overtakes the backlog of those whose backlog is corked
         self._uncorked: set[Session] = set()  # those who are being sent what waited behind the cork
-        self._lingering: deque[Lingering] = deque()
+        self.lingering: deque[Lingering] = deque()
         self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - limits.DESCRIPTORS_RESERVED
         self._buffer = memoryview(bytearray(limits.READ_BYTES))
         self._buffers = (self._buffer,)
@@ -183,7 +183,7 @@ class Pool:
             frame = waiting.frames[0] + frame
         lingering = Lingering(self._forget(peer), self, frame, self._clock() + limits.LINGER_SECONDS_MAX)
         self.put(lingering, SPEAKING)
-        self._lingering.append(lingering)
+        self.lingering.append(lingering)
         lingering.send()
 
     def turn(self) -> bool:
@@ -213,7 +213,7 @@ class Pool:
     def expire(self) -> None:
         """Close those that have lingered long enough; call now and then."""
         now = self._clock()
-        lingering = self._lingering
+        lingering = self.lingering
         while lingering and (lingering[0].until <= now or lingering[0].fd == CLOSED):
             peer = lingering.popleft()
             if peer.fd != CLOSED:

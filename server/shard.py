@@ -31,10 +31,11 @@ from server.auth import Claims, Verifier
 from server.catchup import CatchUp
 from server.close import Close, PeerError
 from server.config import Config
-from server.drain import Drain
+from server.drain import Window
 from server.expiry import Expiry
 from server.handshake import Guest, LinesDoor, StreamDoor
 from server.heartbeat import Heartbeat
+from server.leaving import Leaving
 from server.listener import Listener, resume_all
 from server.pool import LINES, STREAM, Lane, Pool
 from server.requests import Requests
@@ -47,8 +48,6 @@ from server.welcome import Welcome
 log = logging.getLogger("moorage.shard")
 
 _HOUSEKEEPING_SECONDS = 0.25
-_DRAIN_SECONDS = 0.05  # a tick of a drain
-_ENDS_PER_TICK = 256  # sessions that are told to leave in one
 
 
 class CannotStart(Exception):
@@ -63,6 +62,7 @@ class Place(NamedTuple):
     tcp: list[socket.socket]
     http: list[socket.socket]
     page: Page
+    window: Callable[[], Window | None]  # in which the whole server is left
 
 
 class Shard:
@@ -111,18 +111,18 @@ class Shard:
         self._sse = Lane("sse", sse, STREAM, self.pool)
         self.guests: dict[Guest, None] = {}
         self._grants: dict[Session, Claims] = {}  # of those whose token narrows what they may do
-        self._drain: Drain | None = None
+        self.leaving = Leaving(self, place.window, config.drain_seconds)
         self._tasks = Tasks(self.loop)
         self._tcp_door = LinesDoor(self, self._tcp)
         self.http_door = StreamDoor(self, self._sse, self.web.take)
-        self._listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
-        self._listeners += [Listener(sock, self.pool, self.http_door.accept) for sock in place.http]
+        self.listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
+        self.listeners += [Listener(sock, self.pool, self.http_door.accept) for sock in place.http]
 
     # Life of the worker.
 
     async def run(self) -> None:
         """Serve until stopped."""
-        self.loop.add_signal_handler(signal.SIGTERM, self.drain)
+        self.loop.add_signal_handler(signal.SIGTERM, self.leaving.begin)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, self.reread)
         await self.web.start()
@@ -131,18 +131,19 @@ class Shard:
             self.reread()  # this may be a replacement, forked from a supervisor that still has the key it began with
             self._tasks.start(self.verifier.keep_fresh())
         self.loop.add_reader(self.pool.fileno(), self._turn)
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener.open()
         self._keep_house(time.monotonic())
         self._beat()
+        if self.place.window() is not None:  # a replacement of one that ended while it was left
+            self.leaving.begin()
         await self._tasks.ended
-        for session in self._sessions():
-            self.end(session, Close.STOPPED)
+        await self.leaving.finish()
         self._write_page()
 
     def ready(self) -> str:
         """Return why no new connections should come here; "" when they may."""
-        if self._drain is not None:
+        if self.leaving.has_begun:
             return "draining"
         if not self.bus.connected:
             return "the bus is down"
@@ -150,15 +151,10 @@ class Shard:
             return "the bus does not answer"
         return ""
 
-    def drain(self) -> None:
-        """Ask every session to leave, spread over the drain window, then stop.
-
-        Who comes meanwhile is told to come back later, and a health check is told why.
-        """
-        if self._drain is None:
-            self._drain = Drain(self._sessions(), time.monotonic(), self.config.drain_seconds)
-            log.info("worker %d: draining %d sessions", self.place.number, len(self._drain))
-            self._drain_on()
+    @property
+    def connections(self) -> int:
+        """How many sessions there are."""
+        return self._tcp.sessions + self._sse.sessions
 
     def stop(self) -> None:
         """Stop now."""
@@ -180,9 +176,9 @@ class Shard:
 
     def admit(self, fd: int) -> None:
         """Raise PeerError while nobody is let in, or none with that descriptor."""
-        if self._drain is not None:
+        if self.leaving.has_begun:
             self.stats.sessions_refused += 1
-            raise PeerError(Close.DRAINING)
+            raise PeerError(self.leaving.code)
         if self.pool.is_reserved(fd):
             self.stats.sessions_refused += 1
             raise PeerError(Close.OVERLOADED, "out of descriptors")
@@ -310,25 +306,13 @@ class Shard:
         self.stats.loop_lag.observe(max(0.0, now - due))
         handshake.expire(self.guests, now)
         self.pool.expire()
-        resume_all(self._listeners, now)
+        resume_all(self.listeners, now)
         for fd in self.expiry.due(time.time()):
             session = self.pool.peers[fd]
             if isinstance(session, Session):
                 self.end(session, Close.EXPIRED)
         self._write_page()
         self.loop.call_later(_HOUSEKEEPING_SECONDS, self._keep_house, now + _HOUSEKEEPING_SECONDS)
-
-    def _drain_on(self) -> None:
-        assert self._drain is not None
-        due = self._drain.due(time.monotonic(), _ENDS_PER_TICK)
-        for session in due:
-            self.end(session, Close.DRAINING)
-        if not due and not self._tcp.sessions + self._sse.sessions:  # the last have had a tick to read it
-            self.stop()
-            return
-        if not self._drain:  # those who were on their way in when it began
-            self._drain = Drain(self._sessions(), time.monotonic(), 0.0)
-        self.loop.call_later(_DRAIN_SECONDS if len(due) < _ENDS_PER_TICK else 0.0, self._drain_on)
 
     def _write_page(self) -> None:
         stats = self.stats
@@ -338,11 +322,13 @@ class Shard:
         stats.deliveries, stats.writes = self.carousel.deliveries, self.carousel.writes
         stats.subscriptions = len(self.table)
         stats.bus_connected = int(self.bus.connected)
-        stats.draining = int(self._drain is not None)
+        stats.draining = int(self.leaving.has_begun)
+        stats.drained = int(self.leaving.has_ended)
         stats.ready = int(not self.ready())
         self.place.page.write(stats, time.monotonic(), os.getpid())
 
-    def _sessions(self) -> Iterable[Session]:
+    def sessions(self) -> Iterable[Session]:
+        """Those who have finished their handshake."""
         return (peer for peer in list(self.pool.peers) if isinstance(peer, Session))
 
     def _forget(self, session: Session, code: Close) -> None:

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from server.close import Close
+from server.drain import Window
 
 BOUNDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -97,6 +98,7 @@ class Stats:
     bus_reconnects: Annotated[int, Field(_COUNTER, "Connections to the bus made again")] = 0
     ready: Annotated[int, Field(_GAUGE, "1 while the worker may be given new connections")] = 0
     draining: Annotated[int, Field(_GAUGE, "1 while the worker asks its sessions to leave")] = 0
+    drained: Annotated[int, Field(_GAUGE, "1 when they have left, and the worker waits for the others")] = 0
     fanout: Annotated[
         Histogram, Field(_HISTOGRAM, "Time of one message's round to all subscribers", "fanout_seconds")
     ] = field(default_factory=Histogram)
@@ -240,10 +242,14 @@ def _whole(slot: bytes) -> tuple[Any, ...] | None:
     return _SLOT.unpack(body)
 
 
+_SUPERVISOR_PID, _BEGAN_MS, _WINDOW_MS, _SESSIONS, _ASKED_MS, _RESTARTS = range(6)
+
+
 class Pages:
     """The pages of all workers, and the supervisor's own numbers, in one anonymous map shared across fork.
 
-    The supervisor is the only writer of its part; every number there is one aligned store.
+    The supervisor is the only writer of its part, but for the seconds that the admin process asks it for; every number there
+    is one aligned store.
     """
 
     __slots__ = ("_numbers", "_pages")
@@ -255,7 +261,7 @@ class Pages:
     @classmethod
     def create(cls, count: int) -> Pages:
         """Pages for `count` workers. Call before the first fork."""
-        supervisor_bytes = 8 * (1 + count)
+        supervisor_bytes = 8 * (_RESTARTS + count)
         return cls(memoryview(mmap.mmap(-1, count * PAGE_BYTES + supervisor_bytes)), count)
 
     def __len__(self) -> int:
@@ -270,16 +276,37 @@ class Pages:
     @property
     def supervisor_pid(self) -> int:
         """The supervisor's process id; 0 until it has said so."""
-        return self._numbers[0]
+        return self._numbers[_SUPERVISOR_PID]
 
     @supervisor_pid.setter
     def supervisor_pid(self, pid: int) -> None:
-        self._numbers[0] = pid
+        self._numbers[_SUPERVISOR_PID] = pid
+
+    @property
+    def window(self) -> Window | None:
+        """In which the server is left; None while it is not."""
+        if not self._numbers[_BEGAN_MS]:
+            return None
+        return Window(self._numbers[_BEGAN_MS] / 1000, self._numbers[_WINDOW_MS] / 1000, self._numbers[_SESSIONS])
+
+    @window.setter
+    def window(self, window: Window) -> None:
+        self._numbers[_WINDOW_MS], self._numbers[_SESSIONS] = round(window.seconds * 1000), window.sessions
+        self._numbers[_BEGAN_MS] = round(window.began_at * 1000)
+
+    @property
+    def asked_seconds(self) -> float:
+        """In how many seconds the admin process was asked to empty the server."""
+        return self._numbers[_ASKED_MS] / 1000
+
+    @asked_seconds.setter
+    def asked_seconds(self, seconds: float) -> None:
+        self._numbers[_ASKED_MS] = round(seconds * 1000)
 
     def restarts(self, worker: int) -> int:
         """How often the supervisor replaced this worker."""
-        return self._numbers[1 + worker]
+        return self._numbers[_RESTARTS + worker]
 
     def restarted(self, worker: int) -> None:
         """Count one replacement. Supervisor only."""
-        self._numbers[1 + worker] += 1
+        self._numbers[_RESTARTS + worker] += 1

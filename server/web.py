@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import orjson
 from aiohttp import web
@@ -31,6 +31,9 @@ from server.handshake import StreamDoor
 from server.pool import Pool
 from server.requests import bus_fault
 from server.stats import Stats
+
+if TYPE_CHECKING:
+    from server.leaving import Leaving
 
 log = logging.getLogger("moorage.web")
 
@@ -61,6 +64,7 @@ class House(Protocol):
     pool: Pool
     stats: Stats
     http_door: StreamDoor
+    leaving: Leaving
 
     def identify(self, token: str | None, user: str | None) -> Claims:
         """Return who that is. Raises: PeerError, KeyUnknown."""
@@ -143,8 +147,15 @@ class Web:
                 web.get("/events", self._come_again, allow_head=False),
             ]
         )
-        self._runner = web.AppRunner(self._app, access_log=None, handle_signals=False, keepalive_timeout=75)
+        self._runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=75,
+            shutdown_timeout=limits.FAREWELL_SECONDS_MAX,
+        )
         self._server: Callable[[], Handler]
+        self._taken: set[asyncio.Task[None]] = set()  # on their way to the application
 
     async def start(self) -> None:
         """Make the application ready to take connections."""
@@ -158,7 +169,15 @@ class Web:
     def take(self, fd: int, first: bytes) -> None:
         """Serve the connection `fd`, of which `first` has been read."""
         sock = socket.socket(fileno=fd)
-        asyncio.get_running_loop().create_task(self._take(sock, first))
+        task = asyncio.get_running_loop().create_task(self._take(sock, first))
+        self._taken.add(task)
+        task.add_done_callback(self._taken.discard)
+
+    async def stop(self) -> None:
+        """Answer what has been asked, in a bounded while, and close."""
+        if self._taken:
+            await asyncio.wait(self._taken, timeout=limits.FAREWELL_SECONDS_MAX)
+        await self._runner.cleanup()
 
     async def _take(self, sock: socket.socket, first: bytes) -> None:
         try:
@@ -193,8 +212,8 @@ class Web:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Vary"] = "Origin"
         sock = request.transport and request.transport.get_extra_info("socket")
-        if sock and self._house.pool.is_reserved(sock.fileno()):
-            response.force_close()  # others need it, to be told that there is no room
+        if self._house.leaving.has_begun or (sock and self._house.pool.is_reserved(sock.fileno())):
+            response.force_close()  # the next request is for another server; or others need it, to be told that there is no room
         return response
 
     async def _start_page(self, _request: web.Request) -> web.Response:

@@ -11,8 +11,8 @@ import pytest
 
 import workers
 from server import limits
-from server.stats import Pages, Stats
 from server.child import Child
+from server.stats import Pages, Stats
 from workers import may_restart
 
 
