@@ -45,6 +45,9 @@ class Close(IntEnum):
     ALREADY_CONNECTED = 4008, "already connected"
     DISCONNECTED = 4009, "disconnected by the operator"
     NOT_CONNECTED = 4010, "connect first"
+    PROXY_UNTRUSTED = 4011, "a PROXY header from a peer that is not trusted"
+    PROXY_MISSING = 4012, "no PROXY header from a trusted peer"
+    PROXY_MALFORMED = 4013, "not a PROXY header"
 
     @property
     def reconnect(self) -> bool:

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from server.options import (
     auth_key,
     auth_secret,
     mask_password,
+    network,
     one_of,
     option,
     origin,
@@ -50,6 +52,7 @@ SERVICE_LINK = re.compile(r"MOORAGE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|POR
 
 _addresses = several(Address.parse, "addresses as HOST:PORT")
 _origins = several(origin, "origins such as https://chat.example, or *")
+_networks = several(network, "addresses or networks such as 10.0.0.0/8")
 _bytes = whole(0, 2**30)
 
 
@@ -84,6 +87,12 @@ class Config:
         None, text("text without blanks"), "KEY", "Bearer key of the admin port", unset="loopback only", secret=True
     )
     origins: tuple[str, ...] = option((), _origins, "ORIGIN", "web pages that may use it (CORS), or *", unset="none")
+    proxy_protocol: str = option(
+        "off", one_of("off", "v1", "v2", "auto"), "MODE", "PROXY header that trusted balancers send; auto: or none"
+    )
+    proxy_trusted: tuple[IPv4Network | IPv6Network, ...] = option(
+        (), _networks, "CIDR", "balancers whose PROXY header, Forwarded and X-Forwarded-For are believed", unset="none"
+    )
     heartbeat_seconds: float = option(
         limits.HEARTBEAT_SECONDS, seconds(0.1, 3600), "S", "between heartbeats of a connection"
     )
@@ -306,6 +315,12 @@ def _addresses_are_distinct(config: Config) -> tuple[str, str] | None:
     return (", ".join(clashes), "an address of its own for each") if clashes else None
 
 
+def _proxies_are_named(config: Config) -> tuple[str, str] | None:
+    if config.proxy_protocol == "off" or config.proxy_trusted:
+        return None
+    return f"{config.proxy_protocol} from nobody", "proxy_trusted: the addresses of the balancers, and of nobody else"
+
+
 def _message_fits_backlog(config: Config) -> tuple[str, str] | None:
     needed = config.message_bytes_max + ENVELOPE_BYTES_MAX
     if config.backlog_bytes_max >= needed:
@@ -320,6 +335,7 @@ RULES = (
     Rule(("auth_audience", "auth_issuer", "auth_secret", "auth_key"), _claims_are_checked),
     Rule(("admin", "admin_key"), _admin_is_guarded),
     Rule(("tcp", "http", "admin"), _addresses_are_distinct),
+    Rule(("proxy_protocol", "proxy_trusted"), _proxies_are_named),
     Rule(("message_bytes_max", "backlog_bytes_max"), _message_fits_backlog),
 )
 

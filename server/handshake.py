@@ -17,13 +17,14 @@ from typing import Protocol
 from router.feed import Feed
 from router.namespaces import personal
 from router.table import Table
-from server import limits, lines, sse
+from server import limits, lines, proxy, sse
 from server.access import may_subscribe
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
 from server.pool import Lane, Pool
 from server.session import CLOSED, Session
+from server.sources import Sources, of_socket
 
 log = logging.getLogger("moorage.handshake")
 
@@ -34,7 +35,7 @@ GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 class Guest:
     """A connection without a session yet."""
 
-    __slots__ = ("asks", "deadline", "door", "fd", "origin", "rest")
+    __slots__ = ("address", "asks", "deadline", "door", "fd", "origin", "rest")
 
     def __init__(self, fd: int, door: Door, deadline: float) -> None:
         self.fd = fd
@@ -43,6 +44,7 @@ class Guest:
         self.rest = b""  # what it has sent of its request, or behind it
         self.origin: str | None = None  # of a web page that may use us
         self.asks = False  # its request is complete
+        self.address = ""  # whose it is, once something has asked for that
 
     def react(self, _events: int) -> None:
         """Read on."""
@@ -53,6 +55,7 @@ class House(Protocol):
     """The worker behind the doors."""
 
     config: Config
+    sources: Sources
 
     @property
     def guests(self) -> dict[Guest, None]:
@@ -92,6 +95,9 @@ class Door(ABC):
         self._seconds_max = house.config.handshake_seconds
         self._channels_max = house.config.channels_per_connection_max
         self._namespaces = house.config.namespaces
+        self._sources = house.sources
+        self._speaks_proxy = house.sources.speaks_proxy
+        self._tells = log.isEnabledFor(logging.DEBUG)
 
     def accept(self, fd: int) -> None:
         """Take a new connection. Often its request is there already, and the pool need not be asked to wait for it."""
@@ -104,9 +110,11 @@ class Door(ABC):
         else:
             self._drop(guest, Close.LEFT)
 
-    def take_back(self, fd: int, data: bytes) -> None:
-        """Take a connection that somebody else has served so far, and `data`, its next request."""
-        self.heard(self._guest(fd), data)
+    def take_back(self, fd: int, data: bytes, address: str) -> None:
+        """Take a connection that somebody else has served so far, whose it is, and `data`, its next request."""
+        guest = self._guest(fd)
+        guest.address = address
+        self.heard(guest, data)
 
     def read(self, guest: Guest) -> None:
         """Read, and let the guest in when its request is complete."""
@@ -121,13 +129,24 @@ class Door(ABC):
     def heard(self, guest: Guest, data: bytes) -> None:
         """Go on with what a guest has sent."""
         try:
-            request = self._request(guest, guest.rest + data if guest.rest else data)
+            if guest.rest:
+                data = guest.rest + data
+            if self._speaks_proxy and not guest.address:
+                if (arrival := self._sources.arrival(guest.fd, data)) is None:
+                    guest.rest = data
+                    self._pool.put(guest, GUEST)
+                    return
+                guest.address, data = arrival
+            request = self._request(guest, data)
             if request is not None:
                 self._enter(guest, request)
             elif guest.fd != CLOSED:
                 self._pool.put(guest, GUEST)
         except PeerError as error:
-            self.refuse(guest, error)
+            if self._speaks_proxy or not proxy.begins(data):
+                self.refuse(guest, error)
+            else:
+                self.refuse(guest, PeerError(Close.PROXY_UNTRUSTED, "a PROXY header, and proxy_protocol is off"))
         except Exception:
             log.exception("internal error")
             self.refuse(guest, PeerError(Close.OUR_FAULT))
@@ -204,9 +223,15 @@ class Door(ABC):
         session = self.lane.session(fd, claims.user, house.table.gather(names) if names else ())
         house.table.enter(session)
         self._pool.put(session, self.lane.armed)
+        if self._tells:
+            log.debug("%s comes from %s by %s", claims.user, self._address(guest, fd), self.lane.transport)
         house.opened(session, claims, began, asked, self._head(guest))
         if guest.rest and session.fd != CLOSED:
             house.received(session, guest.rest)
+
+    def _address(self, guest: Guest, fd: int) -> str:
+        guest.address = guest.address or of_socket(fd)
+        return guest.address
 
     def _guest(self, fd: int) -> Guest:
         guest = Guest(fd, self, self._pool.now() + self._seconds_max)
@@ -251,7 +276,7 @@ class StreamDoor(Door):
 
     _part = "head"
 
-    def __init__(self, house: House, lane: Lane, hand_on: Callable[[int, bytes], None]) -> None:
+    def __init__(self, house: House, lane: Lane, hand_on: Callable[[int, bytes, str], None]) -> None:
         super().__init__(house, lane)
         self._origins = house.config.origins
         self._hand_on = hand_on
@@ -263,8 +288,10 @@ class StreamDoor(Door):
             return None
         if head.path != "/events" or head.method == "OPTIONS":
             del self._guests[guest]
-            self._hand_on(self._pool.release(guest), data)
+            self._hand_on(self._pool.release(guest), data, guest.address)
             return None
+        if self._sources.has_trusted:
+            guest.address = self._sources.of_head(self._address(guest, guest.fd), data)
         guest.rest = b""  # a stream's client has nothing more to say
         origin = head.headers.get("origin")
         if origin is not None and (origin in self._origins or "*" in self._origins):

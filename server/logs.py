@@ -22,7 +22,9 @@ class Flood(logging.Filter):
         self._seen: dict[tuple[str, object], list[float]] = {}  # since when, how many
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Count the record; False while there are too many of its kind."""
+        """Count the record; False while there are too many of its kind. Who asks for debug gets all of it."""
+        if record.levelno < logging.INFO:
+            return True
         now = self._clock()
         began_count = self._seen.setdefault((record.name, record.msg), [now, 0])
         if now - began_count[0] >= WINDOW_SECONDS:

@@ -252,6 +252,17 @@ def auth_key(found: object) -> str:
     return found
 
 
+def network(found: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Read an address or a network of them; a v4-mapped IPv6 one is the IPv4 one it means."""
+    try:
+        net = ipaddress.ip_network(found)
+    except ValueError as fault:
+        raise ValueError(f"addresses or networks such as 10.0.0.0/8 ({fault})") from None
+    if isinstance(net, ipaddress.IPv6Network) and net.prefixlen >= 96 and (v4 := net.network_address.ipv4_mapped):
+        return ipaddress.IPv4Network((v4, net.prefixlen - 96))
+    return net
+
+
 def origin(found: str) -> str:
     """Read an origin as browsers send it (RFC 6454, 6.2), or `*`."""
     parts = urlsplit(found)

@@ -52,6 +52,14 @@ class Header(NamedTuple):
     tlvs: tuple[tuple[int, bytes], ...]
 
 
+def begins(buffer: bytes) -> bool | None:
+    """Tell whether `buffer` begins with a header of either version; None while it is too short to say."""
+    for start in (_V1_START, _V2_START):
+        if buffer[: len(start)] == start[: len(buffer)]:
+            return True if len(buffer) >= len(start) else None
+    return False
+
+
 def parse(buffer: bytes, mode: Mode = "auto") -> Header | None:
     """Read the header a connection begins with; None while it is incomplete.
 
@@ -69,7 +77,7 @@ def _parse_v1(buffer: bytes) -> Header | None:
     end = buffer.find(b"\n", 0, V1_BYTES_MAX) + 1
     if not end:
         if len(buffer) >= V1_BYTES_MAX:
-            raise PeerError(Close.TOO_LARGE, f"no line end in {V1_BYTES_MAX} bytes", "line")
+            raise _fault("line", f"no line end in {V1_BYTES_MAX} bytes")
         return None
     if not buffer.endswith(b"\r\n", 0, end):
         raise _fault("line", "ends in a bare newline, want CRLF")
@@ -115,7 +123,7 @@ def _parse_v2(buffer: bytes) -> Header | None:
         return None
     _, command, family, length = _V2_FIXED.unpack_from(buffer)
     if length > V2_LENGTH_MAX:
-        raise PeerError(Close.TOO_LARGE, f"{length} bytes follow, want at most {V2_LENGTH_MAX}", "length")
+        raise _fault("length", f"{length} bytes follow, want at most {V2_LENGTH_MAX}")
     if command >> 4 != 2:
         raise _fault("version", f"found {command >> 4}, want 2")
     if command not in (_LOCAL, _PROXY):
@@ -205,4 +213,4 @@ def crc32c(data: bytes) -> int:
 
 
 def _fault(field: str, reason: str) -> PeerError:
-    return PeerError(Close.BAD_REQUEST, f"PROXY header: {reason}", field)
+    return PeerError(Close.PROXY_MALFORMED, f"PROXY header: {reason}", field)

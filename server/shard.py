@@ -40,6 +40,7 @@ from server.listener import Listener, resume_all
 from server.pool import LINES, STREAM, Lane, Pool
 from server.requests import Requests
 from server.session import CLOSED, Session
+from server.sources import Sources
 from server.stats import Page
 from server.tasks import Tasks
 from server.web import Web
@@ -106,6 +107,7 @@ class Shard:
         )
         self.heartbeat = Heartbeat(self.pool, config.heartbeat_seconds)
         self.expiry = Expiry()
+        self.sources = Sources(config.proxy_protocol, config.proxy_trusted)
         self.web = Web(self, config)
         self._tcp = Lane("tcp", lines, LINES, self.pool)
         self._sse = Lane("sse", sse, STREAM, self.pool)

@@ -30,6 +30,7 @@ from server.config import Config
 from server.handshake import StreamDoor
 from server.pool import Pool
 from server.requests import bus_fault
+from server.sources import UNKNOWN, Sources, of_socket
 from server.stats import Stats
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class House(Protocol):
     stats: Stats
     http_door: StreamDoor
     leaving: Leaving
+    sources: Sources
 
     def identify(self, token: str | None, user: str | None) -> Claims:
         """Return who that is. Raises: PeerError, KeyUnknown."""
@@ -80,6 +82,7 @@ class Handler(RequestHandler):
     """aiohttp's connection, with three things it does not do."""
 
     house: House
+    address = ""  # whose the connection is, if a PROXY header said so
     _in_a_head = False  # bytes have come that are not a whole head, nor the body of a request that is handled
 
     @property
@@ -100,7 +103,7 @@ class Handler(RequestHandler):
             # The transport closes its own descriptor and takes it out of the loop; the connection lives in the other.
             fd = os.dup(sock.fileno())
             transport.abort()
-            self.house.http_door.take_back(fd, data)
+            self.house.http_door.take_back(fd, data, self.address)
             return
         super().data_received(data)
         self._in_a_head = self._request_count == count and not self._request_in_progress
@@ -166,10 +169,10 @@ class Web:
         Handler.house = self._house
         self._server = lambda: Handler(server, loop=loop, access_log=None, keepalive_timeout=75)  # type: ignore[arg-type]
 
-    def take(self, fd: int, first: bytes) -> None:
-        """Serve the connection `fd`, of which `first` has been read."""
+    def take(self, fd: int, first: bytes, address: str) -> None:
+        """Serve the connection `fd`, of which `first` has been read; `address`: whose it is, where that is not its peer."""
         sock = socket.socket(fileno=fd)
-        task = asyncio.get_running_loop().create_task(self._take(sock, first))
+        task = asyncio.get_running_loop().create_task(self._take(sock, first, address))
         self._taken.add(task)
         task.add_done_callback(self._taken.discard)
 
@@ -179,9 +182,9 @@ class Web:
             await asyncio.wait(self._taken, timeout=limits.FAREWELL_SECONDS_MAX)
         await self._runner.cleanup()
 
-    async def _take(self, sock: socket.socket, first: bytes) -> None:
+    async def _take(self, sock: socket.socket, first: bytes, address: str) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Entry(self._server, first), sock)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Entry(self._server, first, address), sock)
         except OSError:
             sock.close()
 
@@ -238,7 +241,9 @@ class Web:
         return _json({"status": "not ready", "reason": why}, 503) if why else _json({"status": "ready"})
 
     async def _publish(self, request: web.Request) -> web.Response:
+        address = self._address(request)
         claims = await self._identify(request)
+        log.debug("%s publishes from %s", claims.user, address)
         publish = lines.parse_publish(await request.read(), self._message_bytes_max)
         if not may_publish(self._namespaces, claims, publish.channel, is_member=False):  # no connection, no membership
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
@@ -259,6 +264,15 @@ class Web:
         self._house.stats.published += 1
         return _json({"position": reply.decode()} if isinstance(reply, bytes) else {})
 
+    def _address(self, request: web.Request) -> str:
+        """Return whose a request is. Raises: PeerError."""
+        handler, headers = request.protocol, request.headers
+        assert isinstance(handler, Handler)
+        sock = request.get_extra_info("socket")
+        peer = handler.address or (of_socket(sock.fileno()) if sock else UNKNOWN)
+        values = headers.getall("Forwarded", ()), headers.getall("X-Forwarded-For", ())
+        return self._house.sources.of_headers(peer, *values)
+
     async def _identify(self, request: web.Request) -> Claims:
         """Who says so and how is read as for a stream, so that nobody is two users."""
         headers = {name.lower(): request.headers[name] for name in ("Authorization",) if name in request.headers}
@@ -276,12 +290,14 @@ class Web:
 class _Entry(asyncio.Protocol):
     """Hands a transport to aiohttp in the moment it is made, with what has been read already."""
 
-    def __init__(self, server: Callable[[], Handler], first: bytes) -> None:
+    def __init__(self, server: Callable[[], Handler], first: bytes, address: str) -> None:
         self._server = server
         self._first = first
+        self._address = address
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         handler = self._server()
+        handler.address = self._address
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(self._first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,10 @@ GOOD: list[tuple[str, object, object]] = [
     ("auth_key", "https://id.example/jwks.json", "https://id.example/jwks.json"),
     ("origins", "https://a.example,https://b.example:8443", ("https://a.example", "https://b.example:8443")),
     ("origins", ["*"], ("*",)),
+    ("proxy_protocol", "V2", "v2"),
+    ("proxy_trusted", "10.0.0.0/8,::1", (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
+    ("proxy_trusted", ["::ffff:10.0.0.0/104", "192.0.2.1"], (ip_network("10.0.0.0/8"), ip_network("192.0.2.1/32"))),
+    ("proxy_trusted", "::/0", (ip_network("::/0"),)),
     ("drain_seconds", "0", 0.0),
     ("drain_seconds", 90, 90.0),
     ("log_level", "WARNING", "warning"),
@@ -215,6 +220,9 @@ BAD: list[tuple[str, object, str]] = [
     ("origins", ["a.example"], "origins such as"),
     ("origins", ["https://u@a.example"], "origins such as"),
     ("origins", ["null"], "origins such as"),
+    ("proxy_protocol", "v3", "one of off, v1, v2, auto"),
+    ("proxy_trusted", "10.0.0.1/8", "10.0.0.1/8 has host bits set"),
+    ("proxy_trusted", "balancer.example", "addresses or networks such as"),
     ("heartbeat_seconds", "inf", "from 0.1 to 3600"),
     ("heartbeat_seconds", 10**400, "from 0.1 to 3600"),
     ("handshake_seconds", False, "a number of seconds"),
@@ -257,6 +265,7 @@ def test_a_key_file_that_is_there_is_taken(elsewhere: Path) -> None:
         ({"admin": "0.0.0.0:7490"}, "admin", "0.0.0.0:7490 without admin_key"),
         ({"tcp": "127.0.0.1:7480"}, "tcp", "127.0.0.1:7480 and 127.0.0.1:7480"),
         ({"admin": "127.0.0.1:7400"}, "admin", "127.0.0.1:7400 and 127.0.0.1:7400"),
+        ({"proxy_protocol": "v2"}, "proxy_protocol", "v2 from nobody"),
         ({"backlog_bytes_max": 65_536}, "backlog_bytes_max", "a backlog of 65536"),
     ],
 )
@@ -272,6 +281,8 @@ def test_options_that_contradict_each_other(options: dict[str, object], names: s
         {"tcp": "0.0.0.0:7400", "no_auth": True},
         {"tcp": "0.0.0.0:7400", "auth_secret": SECRET, "auth_audience": "chat"},
         {"admin": "0.0.0.0:7490", "admin_key": "k"},
+        {"proxy_protocol": "auto", "proxy_trusted": "10.0.0.1"},
+        {"proxy_trusted": "10.0.0.1"},
         {"tcp": "127.0.0.1:0", "http": "127.0.0.1:0", "admin": "127.0.0.1:0"},
         {"backlog_bytes_max": 4096 + 100, "message_bytes_max": 100},
     ],
@@ -302,7 +313,9 @@ def test_secrets_never_show() -> None:
 
 
 def test_what_is_described_is_toml_that_gives_the_same(elsewhere: Path) -> None:
-    config, sources = resolve({"tcp": ["127.0.0.1:1", "[::1]:2"], "origins": "https://a.example"}, {})
+    config, sources = resolve(
+        {"tcp": ["127.0.0.1:1", "[::1]:2"], "origins": "https://a.example", "proxy_trusted": "::1 10.0.0.0/8"}, {}
+    )
     text = describe(config, sources)
     assert 'tcp = ["127.0.0.1:1", "[::1]:2"]  # flag --tcp' in text.splitlines()
     assert "# redis: embedded (default)" in text.splitlines()

@@ -39,6 +39,12 @@ def test_one_kind_of_line_is_let_through_a_few_times() -> None:
     assert again.getMessage() == f"peer 101 is odd (and {100 - BURST} more like it before)"
 
 
+def test_who_asks_for_debug_gets_all_of_it() -> None:
+    flood = Flood(lambda: 0.0)
+    debug = logging.LogRecord("moorage.x", logging.DEBUG, __file__, 1, "%s comes from %s", ("a", "b"), None)
+    assert all(flood.filter(debug) for _ in range(100))
+
+
 def test_few_lines_say_nothing_of_others() -> None:
     now = 0.0
     flood = Flood(lambda: now)

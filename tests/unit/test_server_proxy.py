@@ -102,14 +102,14 @@ def test_nothing_yet() -> None:
 )
 def test_anything_else_is_refused_at_once(buffer: bytes) -> None:
     for mode in ("v1", "v2", "auto"):
-        assert refused(buffer, mode) == (Close.BAD_REQUEST, "signature")
+        assert refused(buffer, mode) == (Close.PROXY_MALFORMED, "signature")
 
 
 def test_a_mode_takes_its_own_version_only() -> None:
     line, block = b"PROXY UNKNOWN\r\n", v2()
     assert parsed(line, "v1").consumed == len(line)
     assert parsed(block, "v2").consumed == len(block)
-    assert refused(line, "v2") == refused(block, "v1") == (Close.BAD_REQUEST, "signature")
+    assert refused(line, "v2") == refused(block, "v1") == (Close.PROXY_MALFORMED, "signature")
 
 
 # Version 1
@@ -171,7 +171,7 @@ def test_ipv6_becomes_canonical() -> None:
     ],
 )
 def test_a_bad_line_names_what_is_wrong(line: bytes, field: str) -> None:
-    assert refused(line) == (Close.BAD_REQUEST, field)
+    assert refused(line) == (Close.PROXY_MALFORMED, field)
 
 
 def test_a_line_is_at_most_107_bytes() -> None:
@@ -181,8 +181,8 @@ def test_a_line_is_at_most_107_bytes() -> None:
     assert len(longest) == proxy.V1_BYTES_MAX
     assert parsed(longest).consumed == 107
     assert parse(longest[:106]) is None
-    assert refused(longest[:-2] + b"x\r\n") == (Close.TOO_LARGE, "line")
-    assert refused(longest[:-2] + b"xx") == (Close.TOO_LARGE, "line")
+    assert refused(longest[:-2] + b"x\r\n") == (Close.PROXY_MALFORMED, "line")
+    assert refused(longest[:-2] + b"xx") == (Close.PROXY_MALFORMED, "line")
 
 
 # Version 2
@@ -241,7 +241,7 @@ def test_padding_is_left_out() -> None:
     ],
 )
 def test_a_bad_block_names_what_is_wrong(buffer: bytes, field: str) -> None:
-    assert refused(buffer + b"GET /") == (Close.BAD_REQUEST, field)
+    assert refused(buffer + b"GET /") == (Close.PROXY_MALFORMED, field)
 
 
 def test_a_flipped_bit_is_found_by_the_checksum() -> None:
@@ -250,13 +250,13 @@ def test_a_flipped_bit_is_found_by_the_checksum() -> None:
     assert parsed(summed).source == ("10.0.0.1", 1111)
     flipped = bytearray(summed)
     flipped[16] ^= 1
-    assert refused(bytes(flipped)) == (Close.BAD_REQUEST, "crc32c")
+    assert refused(bytes(flipped)) == (Close.PROXY_MALFORMED, "crc32c")
 
 
 def test_the_block_is_bounded_before_it_has_arrived() -> None:
     block = V4 + tlv(0xE0, bytes(proxy.V2_LENGTH_MAX - len(V4) - 3))
     assert parsed(v2(block)).consumed == 16 + proxy.V2_LENGTH_MAX
-    assert refused(v2(b"", length=proxy.V2_LENGTH_MAX + 1)) == (Close.TOO_LARGE, "length")
+    assert refused(v2(b"", length=proxy.V2_LENGTH_MAX + 1)) == (Close.PROXY_MALFORMED, "length")
 
 
 def test_the_checksum_is_castagnolis() -> None:
