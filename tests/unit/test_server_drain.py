@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.drain import Drain, Progress, Window
+from server.drain import Drain, Window
 from server.session import CLOSED, Session
 
 
