@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from router import journal, position
-from router.node import Node, open_pipe
+from router.node import Locator, open_pipe
 from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
 
 log = logging.getLogger("moorage.bus")
@@ -75,7 +75,7 @@ class Bus:
     """The bus of one worker: `run()` keeps it up until cancelled."""
 
     def __init__(
-        self, node: Node, keys: journal.Keys, interest: Interest, listeners: Listeners, *, worker: str,
+        self, node: Locator, keys: journal.Keys, interest: Interest, listeners: Listeners, *, worker: str,
         tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         self.connected = False
@@ -228,9 +228,10 @@ class Bus:
         self._refusal, self._paused, self._probes, self._probe = "", False, 0, 0
         subscriber = self._subscriber = Pipe(self._pushed, self._on.batch, self._close)
         publisher = self._publisher = Pipe(lambda _push: None, lambda: None, self._close)
+        node = await self._node.locate()
         async with asyncio.timeout(DEADLINE_SECONDS):
             for pipe in (subscriber, publisher):
-                await open_pipe(pipe, self._node, self._tls, self._client_name)
+                await open_pipe(pipe, node, self._tls, self._client_name)
             for script in journal.SCRIPTS.values():
                 await publisher.ask("SCRIPT", "LOAD", script)
         for names in (self._joining, self._left, self._orphans):

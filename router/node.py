@@ -11,8 +11,19 @@ from router.pipe import Pipe, Refused, Reply
 VERSION_MIN = 7  # of Redis: the scripts ask for the time before they write; all of Valkey is newer
 
 
+class Locator(Protocol):
+    """Where Redis is to be found: what `topology.parse` returns."""
+
+    @property
+    def address(self) -> str:
+        """What a person reads in a log."""
+
+    async def locate(self) -> Node:
+        """Find out where it is now. Raises: Refused."""
+
+
 class Node(Protocol):
-    """Where Redis is: what `topology.parse` returns."""
+    """Where a Redis is."""
 
     @property
     def address(self) -> str:
@@ -46,7 +57,7 @@ class Node(Protocol):
 async def open_pipe(pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str) -> None:
     """Connect `pipe` to `node` and sign in; `name` is how the connection shows in Redis's CLIENT LIST.
 
-    Raises: OSError; ValueError for a host that cannot be one; Refused, also by a server that is too old; Unconfirmed.
+    Raises: OSError; ValueError for a host that cannot be one; Refused, also by one that is too old or no master; Unconfirmed.
     """
     loop = asyncio.get_running_loop()
     if node.path:
@@ -54,7 +65,9 @@ async def open_pipe(pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: st
     else:
         await loop.create_connection(lambda: pipe, node.host, node.port, ssl=tls)
     auth = ("AUTH", node.username or "default", node.password) if node.password else ()
-    check_version(await pipe.ask("HELLO", 3, *auth, "SETNAME", name))
+    hello = await pipe.ask("HELLO", 3, *auth, "SETNAME", name)
+    check_version(hello)
+    check_role(hello)
     if node.database:
         await pipe.ask("SELECT", node.database)
 
@@ -65,3 +78,12 @@ def check_version(hello: Reply) -> None:
     major = version.partition(b".")[0]
     if major.isdigit() and int(major) < VERSION_MIN:
         raise Refused(f"found Redis {version.decode()}, want Redis {VERSION_MIN} or newer, or Valkey")
+
+
+def check_role(hello: Reply) -> None:
+    """Raise Refused when the server that said `hello` takes no writes: what is published on a replica reaches nobody else."""
+    said = hello if isinstance(hello, dict) else {}
+    if said.get(b"mode") == b"sentinel":
+        raise Refused("found a Sentinel, want redis+sentinel://host:port/NAME to be led to its master")
+    if said.get(b"role", b"master") != b"master":
+        raise Refused(f"found a {said[b'role'].decode()}, want the master")

@@ -25,6 +25,8 @@ Command = tuple[bytes | str | int, ...]
 
 pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub says: one argument
 
+DEMOTED = ("READONLY ", "LOADING ", "MASTERDOWN ")  # how a server says that it is not, or not yet, the one to ask
+
 UNSENT_BYTES_MAX = 16 * 1024 * 1024  # queued by us, not taken by the kernel: past it, the pipe is `full`
 
 
@@ -94,6 +96,7 @@ class Pipe(asyncio.Protocol):
         """Hand every reply and every push in `data` to whom it is for."""
         self._reader.feed(data)
         gets = self._reader.gets
+        fault = ""
         try:
             while (reply := gets()) is not False:
                 if type(reply) is hiredis.PushNotification:
@@ -102,10 +105,14 @@ class Pipe(asyncio.Protocol):
                     done = self._waiting.popleft()
                     if done is not None:
                         done(reply)
+                    if type(reply) is Refused and str(reply).startswith(DEMOTED):
+                        fault = str(reply)
                 else:
                     raise Refused(f"an answer to nothing: {reply!r:.200}")
         except Refused as error:
-            self.close(str(error))
+            fault = str(error)
+        if fault:  # what was answered has been told; whoever connects again finds the one to ask
+            self.close(fault)
         self._on_batch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,4 +1,7 @@
-"""Where the message bus is: one Redis or Valkey, read from a URL, and a redis-py client of it for low-rate work."""
+"""Where the message bus is: one Redis or Valkey, or the master that sentinels know, read from a URL.
+
+And a redis-py client of it, for low-rate work.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import RedisSSLContext, parse_url
+from redis.asyncio.connection import Connection, RedisSSLContext, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from router import sentinel
 from router.bus import BusDown
 from router.pipe import Refused, Unconfirmed
+from router.sentinel import Sentinels
 
-SCHEMES = ("redis", "rediss", "unix")
+SENTINEL = "redis+sentinel"
+SCHEMES = ("redis", "rediss", "unix", SENTINEL)
 PORT = 6379
 CLIENT_SECONDS_MAX = 3.0
 CLIENT_CONNECTIONS_MAX = 16
@@ -33,6 +40,7 @@ _SSL_OPTIONS = {
     "ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password",
 }  # fmt: skip
 _CERT_REQS = ("required", "optional", "none")
+_SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password", "tls"}
 
 
 Client: TypeAlias = Redis
@@ -59,30 +67,92 @@ class Node(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return self.path or f"{host}:{self.port}"
 
+    async def locate(self) -> Node:
+        """It is where it is."""
+        return self
+
     def __repr__(self) -> str:
         user = "" if self.username is None else f", username={self.username!r}"
         secret = "" if self.password is None else f", password={MASK!r}"
         return f"Node({self.address!r}, tls={self.tls}, database={self.database}{user}{secret})"
 
 
-def parse(url: str) -> Node:
+Place: TypeAlias = Node | Sentinels
+
+
+def parse(url: str) -> Place:
     """Read `redis://[user:password@]host[:port][/db]`, `rediss://` with redis-py's `ssl_` options, `unix://path?db=`.
 
+    And `redis+sentinel://[user:password@]host[:port][,host[:port]...]/master[/db]`: see `_parse_sentinel`.
     Raises: ValueError, with what was found and what is wanted, never with a password.
     """
+    if url.startswith(f"{SENTINEL}://"):
+        return _parse_sentinel(url)
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         accepted = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(f"found the scheme {parts.scheme!r}, want one of {accepted}")
-    if "#" in url or "@" in parts.path + parts.query:  # most likely the rest of a password: it must not be shown
-        raise ValueError("found a '#', or an '@' behind the host; want %23 and %40, and %2F and %3F in a password")
+    _check_secrets(url, parts.path + parts.query)
     _check_place(parts)
-    _check_options(parts)
+    _check_options(parts.query, _OPTIONS | _SSL_OPTIONS if parts.scheme == "rediss" else _OPTIONS)
     try:
         found = parse_url(url)
     except ValueError as error:
         raise ValueError(f"{error} Want a whole number, or true or false") from None
     return _node(parts.scheme, dict(found))
+
+
+def _parse_sentinel(url: str) -> Sentinels:
+    """Read the URL of a master that sentinels know. User, password and database are the master's.
+
+    `sentinel_username` and `sentinel_password` are for the sentinels, `tls=true` and the `ssl_` options for both.
+    """
+    rest, _, query = url.removeprefix(f"{SENTINEL}://").partition("?")
+    place, _, path = rest.partition("/")
+    _check_secrets(url, path + query)
+    user, at, hosts = place.rpartition("@")
+    master, _, database = path.partition("/")
+    if not master:
+        raise ValueError("found no name of a master, want it as in redis+sentinel://host:26379/NAME")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    tls = options.pop("tls", "false")
+    if tls not in ("true", "false"):
+        raise ValueError(f"tls: found {tls!r}, want true or false")
+    allowed = _OPTIONS | _SENTINEL_OPTIONS
+    _check_options(query, allowed | _SSL_OPTIONS if tls == "true" else allowed)
+    sign_in = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    if sign_in["username"] and not sign_in["password"]:
+        raise ValueError("found sentinel_username and no sentinel_password, want both")
+    scheme = "rediss" if tls == "true" else "redis"
+    node = parse(f"{scheme}://{user}{at}master/{database}{'?' if options else ''}{urlencode(options)}")
+    assert isinstance(node, Node)
+    return Sentinels(_hosts(hosts), unquote(master), node, sign_in)
+
+
+def _hosts(text: str) -> list[tuple[str, int]]:
+    found = [_host(each) for each in text.split(",")]
+    if len(set(found)) != len(found):
+        raise ValueError("found a sentinel twice")
+    if len(found) > sentinel.SENTINELS_MAX:
+        raise ValueError(f"found {len(found)} sentinels, want {sentinel.SENTINELS_MAX} at the most")
+    return found
+
+
+def _host(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its text may be the rest of a password
+        host, port = None, 0
+    if not host or port == 0:
+        raise ValueError("found no host, or a port out of range or not a number, want host:port[,host:port...]")
+    return host, port or sentinel.PORT
+
+
+def _check_secrets(url: str, behind: str) -> None:
+    """Refuse what is most likely the rest of a password, `behind` the host: it must not be shown."""
+    if "#" in url or "@" in behind:
+        raise ValueError("found a '#', or an '@' behind the host; want %23 and %40, and %2F and %3F in a password")
 
 
 def _node(scheme: str, found: Mapping[str, Any]) -> Node:
@@ -121,9 +191,8 @@ def _check_place(parts: SplitResult) -> None:
         )
 
 
-def _check_options(parts: SplitResult) -> None:
-    allowed = _OPTIONS | _SSL_OPTIONS if parts.scheme == "rediss" else _OPTIONS
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+def _check_options(query: str, allowed: set[str]) -> None:
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in allowed:
             raise ValueError(f"found the option {name!r}, want one of {', '.join(sorted(allowed))}")
         if not value:
@@ -132,7 +201,7 @@ def _check_options(parts: SplitResult) -> None:
             raise ValueError(f"{name}: found {value!r}, want one of {', '.join(_CERT_REQS)}")
 
 
-def ssl_context(node: Node) -> ssl.SSLContext:
+def ssl_context(node: Place) -> ssl.SSLContext:
     """The context that redis-py would use for `node`, for a pipe that is not redis-py's. Reads certificate files.
 
     Raises: ValueError naming what could not be used.
@@ -157,16 +226,55 @@ def client(
 
     Raises: ValueError as `parse` does.
     """
-    parse(url)
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections_max,
-        timeout=timeout_seconds,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)
+    place = parse(url)
+    settings: dict[str, Any] = {
+        "max_connections": connections_max,
+        "timeout": timeout_seconds,
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if isinstance(place, Node):
+        return Redis.from_pool(BlockingConnectionPool.from_url(url, **settings))
+    kind, node = _TlsMasterConnection if place.tls else _MasterConnection, place.node
+    settings |= {_SSL + name: value for name, value in place.tls_options.items()}
+    settings |= {"username": node.username, "password": node.password, "db": node.database}
+    settings["redis_connect_func"] = _enter_master
+    return Redis.from_pool(BlockingConnectionPool(connection_class=kind, sentinels=place, **settings))
+
+
+class _MasterConnection(Connection):
+    """Goes where the sentinels say that the master is, each time it connects."""
+
+    def __init__(self, *, sentinels: Sentinels, **settings: Any) -> None:  # noqa: ANN401  # redis-py's
+        super().__init__(**settings)
+        self._sentinels = sentinels
+
+    async def _connect(self) -> None:
+        node = await self._sentinels.locate()
+        self.host, self.port = node.host, node.port
+        await super()._connect()  # type: ignore[no-untyped-call]
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Leave one that has been demoted, so that the next command goes to its successor."""
+        try:
+            return await super().read_response(*args, **options)
+        except ReadOnlyError:
+            await self.disconnect()
+            raise
+
+
+async def _enter_master(connection: _MasterConnection) -> None:
+    """Sign in, and see whether it is the master."""
+    await connection.on_connect()
+    await connection.send_command("ROLE")
+    role, *_ = await connection.read_response()
+    if role not in (b"master", "master"):
+        raise RedisConnectionError(f"found a replica at {connection.host}:{connection.port}, want the master")
+
+
+class _TlsMasterConnection(_MasterConnection, SSLConnection):
+    pass
 
 
 class Ask(Protocol):
@@ -198,7 +306,7 @@ async def reaching(redis: Client, seconds: float) -> AsyncIterator[Ask]:
     try:
         async with asyncio.timeout_at(deadline):
             yield ask
-    except ResponseError as error:
+    except (ResponseError, BusyLoadingError) as error:
         raise Refused(str(error)) from error
     except (RedisError, OSError) as error:
         raise Unconfirmed(str(error) or f"no answer in {seconds:g} s") from error

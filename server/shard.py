@@ -246,7 +246,7 @@ class Shard:
 
     # What the bus tells.
 
-    def _bus(self, node: topology.Node) -> Bus:
+    def _bus(self, node: topology.Place) -> Bus:
         feed = self.feed
         listeners = Listeners(
             message=feed.message,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.node import check_version
+from router.node import check_role, check_version
 from router.pipe import Refused
 
 
@@ -18,3 +18,15 @@ def test_a_server_that_is_new_enough(version: bytes) -> None:
 def test_an_old_server_is_told_apart() -> None:
     with pytest.raises(Refused, match=r"found Redis 6\.2\.14, want Redis 7 or newer, or Valkey"):
         check_version({b"server": b"redis", b"version": b"6.2.14"})
+
+
+@pytest.mark.parametrize("hello", [{}, {b"role": b"master"}, {b"role": b"master", b"mode": b"cluster"}, b"OK"])
+def test_a_master_is_taken(hello: object) -> None:
+    check_role(hello)
+
+
+def test_what_takes_no_writes_is_named() -> None:
+    with pytest.raises(Refused, match="found a replica, want the master"):
+        check_role({b"role": b"replica", b"mode": b"standalone"})
+    with pytest.raises(Refused, match=r"found a Sentinel, want redis\+sentinel://"):
+        check_role({b"mode": b"sentinel"})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
+from router.sentinel import Sentinels
 from router.topology import Node, client, parse, ssl_context
 
 
@@ -42,7 +43,6 @@ def test_parse(url: str, node: Node) -> None:
     ("url", "says"),
     [
         ("localhost:6379", "found the scheme 'localhost', want one of redis://, rediss://, unix://"),
-        ("redis+sentinel://h/main", "'redis+sentinel', want one of redis://, rediss://, unix://"),
         ("redis+cluster://h", "'redis+cluster', want one of"),
         ("redis://h:0", "port out of range or not a number, want 1 to 65535"),
         ("redis://h:65536", "port out of range"),
@@ -57,6 +57,24 @@ def test_parse(url: str, node: Node) -> None:
         ("unix://run/bus.sock", "found no absolute path"),
         ("unix://", "found no absolute path"),
         ("redis://h#1", "found a '#'"),
+        ("redis+sentinel://h:26379", "found no name of a master, want it as in redis+sentinel://host:26379/NAME"),
+        ("redis+sentinel:///main", "found no host, or a port"),
+        ("redis+sentinel://h:1,/main", "found no host, or a port"),
+        ("redis+sentinel://h:1,h:x/main", "a port out of range or not a number, want host:port[,host:port...]"),
+        ("redis+sentinel://h:1,h:1/main", "found a sentinel twice"),
+        (
+            "redis+sentinel://" + ",".join(f"h{n}" for n in range(10)) + "/main",
+            "found 10 sentinels, want 9 at the most",
+        ),
+        ("redis+sentinel://h/main/one", "found the database 'one', want a number"),
+        ("redis+sentinel://h/main?tls=yes", "tls: found 'yes', want true or false"),
+        (
+            "redis+sentinel://h/main?ssl_ca_certs=a.pem",
+            "found the option 'ssl_ca_certs', want one of db, password, sentin",
+        ),
+        ("redis+sentinel://h/main?tls=true&ssl_cert_reqs=maybe", "ssl_cert_reqs: found 'maybe'"),
+        ("redis+sentinel://h/main?sentinel_username=bob", "found sentinel_username and no sentinel_password"),
+        ("redis+sentinel://h/main?sentinel_password=", "sentinel_password: found nothing, want a value"),
     ],
 )
 def test_parse_says_what_is_wrong(url: str, says: str) -> None:
@@ -65,7 +83,9 @@ def test_parse_says_what_is_wrong(url: str, says: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["hush/hush", "hush?hush", "hush#hush", "hush/hush?hush", "1?hush"])
-@pytest.mark.parametrize("url", ["redis://:{}@h:1/0", "rediss://bob:{}@h", "unix://:{}@/run/bus.sock"])
+@pytest.mark.parametrize(
+    "url", ["redis://:{}@h:1/0", "rediss://bob:{}@h", "unix://:{}@/run/bus.sock", "redis+sentinel://:{}@h:1,g:2/main"]
+)
 def test_a_password_that_breaks_the_url_is_not_shown(url: str, password: str) -> None:
     with pytest.raises(ValueError, match="want") as caught:
         parse(url.format(password))
@@ -77,6 +97,44 @@ def test_a_node_hides_its_password() -> None:
     assert repr(node) == "Node('[::1]:7000', tls=False, database=1, username='bob', password='***')"
     assert node.address == "[::1]:7000"
     assert parse("unix:///run/bus.sock").address == "/run/bus.sock"
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts", "master", "node"),
+    [
+        ("redis+sentinel://h/main", [("h", 26379)], "main", Node("master", 6379)),
+        (
+            "redis+sentinel://h:1,[::1]:2/my%20main/3",
+            [("h", 1), ("::1", 2)],
+            "my main",
+            Node("master", 6379, database=3),
+        ),
+        (
+            "redis+sentinel://bob:p%40ss%2F@h:1,g:2/main?sentinel_password=hush",
+            [("h", 1), ("g", 2)],
+            "main",
+            Node("master", 6379, username="bob", password="p@ss/"),
+        ),
+        (
+            "redis+sentinel://h/main?tls=true&ssl_ca_certs=/etc/ca%20b.pem",
+            [("h", 26379)],
+            "main",
+            Node("master", 6379, tls=True, tls_options={"ca_certs": "/etc/ca b.pem"}),
+        ),
+    ],
+)
+def test_parse_sentinels(url: str, hosts: list[tuple[str, int]], master: str, node: Node) -> None:
+    found = parse(url)
+    assert isinstance(found, Sentinels)
+    assert (list(found.hosts), found.master, found.node) == (hosts, master, node)
+    assert (found.tls, found.tls_options) == (node.tls, node.tls_options)
+    assert "hush" not in repr(found)
+    assert "p@ss" not in repr(found)
+
+
+async def test_one_redis_is_where_it_is() -> None:
+    node = parse("redis://h:7000")
+    assert await node.locate() is node
 
 
 def test_ssl_context_verifies_unless_told_not_to() -> None:

@@ -1,0 +1,136 @@
+"""The bus behind Sentinel, real ones: the master is handed over, killed, frozen, demoted under our hands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from quorum import Quorum, needs_redis_server
+from stations import Station, client_of, number, until, watched
+
+from router import topology
+from router.bus import BusDown, Refused, Unconfirmed
+from router.embedded import Embedded
+
+pytestmark = needs_redis_server
+
+
+@pytest.fixture
+def quorum(tmp_path: Path) -> Iterator[Quorum]:
+    with Quorum(tmp_path) as quorum:
+        yield quorum
+
+
+@pytest.fixture
+async def station(quorum: Quorum) -> AsyncIterator[Station]:
+    async with watched(), Station(quorum.url) as station:
+        yield station
+
+
+async def back(station: Station, times: int = 2) -> None:
+    await until(lambda: len(station.restored) >= times and station.bus.healthy(), "the bus is back", 20)
+
+
+async def publish_on(station: Station, answers: list[object]) -> None:
+    """Publish one after the other; what is answered is kept."""
+    while True:
+        answers.append(await station.publish(b"room:a"))
+        await asyncio.sleep(0 if isinstance(answers[-1], bytes) else 0.02)
+
+
+async def under_load(station: Station, answers: list[object]) -> asyncio.Task[None]:
+    await station.join(b"room:a")
+    task = asyncio.get_running_loop().create_task(publish_on(station, answers))
+    await until(lambda: len(answers) > 100, "load")
+    return task
+
+
+async def settle(station: Station, load: asyncio.Task[None], answers: list[object]) -> None:
+    """See that publishing works again, and that everybody was told one of the things that may be told."""
+    count = len(answers)
+    await until(lambda: any(isinstance(answer, bytes) for answer in answers[count:]), "publishing works again")
+    load.cancel()
+    await asyncio.wait([load])
+    assert {type(answer) for answer in answers} <= {bytes, BusDown, Unconfirmed, Refused}
+    position = await station.publish(b"room:a")
+    await station.comes(b"room:a", position)
+
+
+async def test_a_planned_failover_is_followed(station: Station, quorum: Quorum) -> None:
+    answers: list[object] = []
+    load = await under_load(station, answers)
+    before = quorum.master_port()
+    quorum.fail_over()
+    await back(station)
+    await settle(station, load, answers)
+    assert station.bus._node.address == f"main ({quorum.host}:{quorum.master_port()})"
+    assert quorum.master_port() != before
+
+
+async def test_a_master_that_is_killed_is_replaced(station: Station, quorum: Quorum) -> None:
+    answers: list[object] = []
+    load = await under_load(station, answers)
+    quorum.servers[quorum.ports[0]].kill()
+    await until(lambda: not station.bus.connected, "it is noticed")
+    await back(station)
+    await settle(station, load, answers)
+
+
+async def test_a_master_that_freezes_is_replaced_and_not_followed_when_it_thaws(
+    station: Station, quorum: Quorum
+) -> None:
+    await station.join(b"room:a")
+    frozen = quorum.servers[quorum.ports[0]].pid
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        await back(station)
+        position = await station.publish(b"room:a")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    await until(lambda: quorum.client(quorum.ports[0]).role()[0] == "slave", "it has been told")
+    assert number(await station.publish(b"room:a")) == number(position) + 1
+    assert station.lost == 1
+
+
+async def test_the_client_of_the_admin_process_follows(quorum: Quorum) -> None:
+    client = topology.client(quorum.url)
+    async with topology.reaching(client, 3.0) as ask:
+        await ask("SET", "key", "1")
+    quorum.wait_synced()
+    before = quorum.master_port()
+    quorum.fail_over()
+
+    async def is_followed() -> bool:
+        try:
+            async with topology.reaching(client, 3.0) as ask:
+                return bool(await ask("SET", "key", "2", "GET") == b"1")
+        except (BusDown, Refused, Unconfirmed):
+            return False
+
+    await asyncio.to_thread(quorum.wait_moved, before)
+    async with asyncio.timeout(20):
+        while not await is_followed():
+            await asyncio.sleep(0.05)
+    await client.aclose()
+
+
+async def test_one_that_is_demoted_without_a_cut_is_left(valkey: Embedded, caplog: pytest.LogCaptureFixture) -> None:
+    """As by a REPLICAOF of an operator, which leaves all connections open."""
+    async with watched(), Station(valkey.url) as station:
+        await station.join(b"room:a")
+        before = await station.publish(b"room:a")
+        with client_of(valkey) as outside:
+            outside.execute_command("REPLICAOF", "127.0.0.1", "1")
+            assert "READONLY" in str(await station.publish(b"room:a"))
+            await until(lambda: not station.bus.connected, "it is left at once", 0.5)
+            await until(lambda: "found a replica, want the master" in caplog.text, "it is told")
+            assert not station.bus.healthy()
+            outside.execute_command("REPLICAOF", "NO", "ONE")
+        await back(station)
+        after = await station.publish(b"room:a")
+        await station.comes(b"room:a", after)
+        assert number(after) == number(before) + 1
