@@ -197,15 +197,21 @@ class Supervisor:
     def _drain_on(self, progress: Progress, now: float) -> None:
         found = [child.page.read().stats for child in self._workers() if child.page is not None and child.is_running]
         left = sum(stats.connections for stats in found)
+        if left > progress.window.sessions:  # the last to come were not in the pages yet
+            self.pages.window = progress.window = progress.window._replace(sessions=left)
         if self.queues_until:
             if now >= self.queues_until:
                 self._stop(now)
         elif now >= self.stopping_until or all(stats.drained for stats in found):
-            log.info("%s", progress.end(now, left))
+            began, _, sessions = progress.window
+            log.info("drained in %.1f s: %d of %d sessions are cut", now - began, left, sessions)
             self.sockets.hold_off()
             self.queues_until = now + limits.DRAIN_QUEUE_SECONDS
-        elif line := progress.line(now, left):
-            log.info("%s", line)
+        elif progress.is_worth_saying(now, left):
+            log.info(
+                "draining: %d of %d sessions left, %.0f s left",
+                left, progress.window.sessions, progress.window.seconds_left(now),
+            )  # fmt: skip
 
     def _stop(self, now: float) -> None:
         if not self.killed:

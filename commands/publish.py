@@ -45,6 +45,10 @@ class PublishError(Exception):
     """The server could not be reached, or did not do what was asked."""
 
 
+class NotThere(PublishError):
+    """Nothing listens where the admin port should be."""
+
+
 def admin_url(text: str) -> str:
     """Return the base URL of the admin port given as HOST:PORT or URL.
 
@@ -88,7 +92,7 @@ def publish(base: str, key: str | None, channel: str, data: object) -> str:
 def exchange(base: str, key: str | None, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     """Send one request to the admin port at `base`; return status and body of the answer.
 
-    Raises: PublishError when there is no answer.
+    Raises: PublishError when there is no answer, NotThere when nobody listens.
     """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     parts = urlsplit(base)
@@ -99,7 +103,7 @@ def exchange(base: str, key: str | None, method: str, path: str, body: bytes | N
         response = connection.getresponse()
         return response.status, response.read()
     except ConnectionRefusedError:
-        raise PublishError(f"nothing listens on {base}: start the server (moorage serve), or say --admin") from None
+        raise NotThere(f"nothing listens on {base}: start the server (moorage serve), or say --admin") from None
     except (OSError, http.client.HTTPException) as error:
         raise PublishError(f"{base}: {error or type(error).__name__}") from None
     finally:

@@ -6,6 +6,7 @@ It reads their pages of shared memory, and speaks to them only over the bus.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ import orjson
 from aiohttp import web
 
 from router import topology
-from server import limits, lines, metrics
+from server import limits, lines, metrics, options
 from server.backend import BUS_SECONDS_MAX, Backend
 from server.close import Close, PeerError
 from server.config import Config
@@ -69,6 +70,7 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
         Backend(redis, config.redis_prefix, config.namespaces),
         gate=Gate(config.admin.host, config.admin_key),
         message_bytes_max=config.message_bytes_max,
+        drain_seconds=config.drain_seconds,
         judge=judge,
     )
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
@@ -83,10 +85,18 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
 
 
 def make_app(
-    pages: Pages, backend: Backend, *, gate: Gate, message_bytes_max: int, judge: Judge = _no_opinion
+    pages: Pages,
+    backend: Backend,
+    *,
+    gate: Gate,
+    message_bytes_max: int,
+    drain_seconds: float = 0.0,
+    judge: Judge = _no_opinion,
 ) -> web.Application:
     """Return the application."""
-    return Admin(pages, backend, gate, message_bytes_max, judge).app
+    admin = Admin(pages, backend, gate, message_bytes_max, judge)
+    admin.app.add_routes([web.post("/api/drain", DrainOrder(pages, drain_seconds).take)])
+    return admin.app
 
 
 class Admin:
@@ -228,6 +238,32 @@ class Admin:
         if type(reconnect) is not bool:
             raise PeerError(Close.BAD_REQUEST, f"found {str(reconnect)[:80]!r}, want true or false", "reconnect")
         return _json({"workers": await self._backend.disconnect(user, reconnect=reconnect)})
+
+
+class DrainOrder:
+    """`POST /api/drain`: `{"seconds": N}`, or the configured ones. The supervisor drains; asking again changes the window."""
+
+    def __init__(self, pages: Pages, seconds: float) -> None:
+        self._pages = pages
+        self._seconds = seconds
+        self._read = options.seconds(0, limits.DRAIN_SECONDS_MAX)
+
+    async def take(self, request: web.Request) -> web.Response:
+        """Hand it on; what comes of it is in `/api/stats`."""
+        body = await _object(request) if request.can_read_body else {}
+        if strays := sorted(body.keys() - {"seconds"}):
+            raise PeerError(Close.BAD_REQUEST, "unknown, want seconds or nothing", ", ".join(strays)[:80])
+        try:
+            seconds = self._read(body.get("seconds", self._seconds))
+        except ValueError as wanted:
+            reason = f"found {str(body['seconds'])[:80]!r}, want {wanted}"
+            raise PeerError(Close.BAD_REQUEST, reason, "seconds") from None
+        if not self._pages.supervisor_pid:
+            raise PeerError(Close.OUR_FAULT, "the supervisor is not known")
+        if "seconds" in body or self._pages.window is None:
+            self._pages.asked_seconds = seconds
+            os.kill(self._pages.supervisor_pid, signal.SIGUSR1)
+        return _json({"seconds": seconds})
 
 
 async def _object(request: web.Request) -> dict[str, Any]:

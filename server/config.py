@@ -102,7 +102,9 @@ class Config:
     user_timeout_seconds: float = option(
         limits.USER_TIMEOUT_SECONDS, seconds(1, 3600), "S", "until a peer that acknowledges nothing is gone"
     )
-    drain_seconds: float = option(60.0, seconds(0, 86_400), "S", "in which clients are asked to leave on SIGTERM")
+    drain_seconds: float = option(
+        60.0, seconds(0, limits.DRAIN_SECONDS_MAX), "S", "in which clients are asked to leave on SIGTERM"
+    )
     channels_per_connection_max: int = option(
         limits.CHANNELS_PER_CONNECTION_MAX, whole(1, 100_000), "N", "channels of one connection"
     )

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from server.session import CLOSED, Session
 
 SAID_SECONDS = 5.0  # between two lines about the progress of a drain
-SAID_SHARE = 0.1  # or sooner, when so much of it is done
+SAID_SHARE = 0.1  # or sooner, when so much of it is done,
+SAID_SECONDS_MIN = 2.0  # but not more often
 
 
 class Window(NamedTuple):
@@ -64,14 +65,10 @@ class Progress:
         self._said_at = window.began_at
         self._said_left = window.sessions
 
-    def line(self, now: float, left: int) -> str | None:
-        """Return what to say with `left` sessions left, every 5 s and every tenth of them; None when it is too soon."""
+    def is_worth_saying(self, now: float, left: int) -> bool:
+        """True every 5 s, and sooner when a tenth of all have left since; then it counts as said."""
         is_news = self._said_left - left >= max(1.0, SAID_SHARE * self.window.sessions)
-        if not is_news and now - self._said_at < SAID_SECONDS:
-            return None
+        if now - self._said_at < (SAID_SECONDS_MIN if is_news else SAID_SECONDS):
+            return False
         self._said_at, self._said_left = now, left
-        return f"draining: {left} of {self.window.sessions} sessions left, {self.window.seconds_left(now):.0f} s left"
-
-    def end(self, now: float, left: int) -> str:
-        """Return what to say at the end."""
-        return f"drained in {now - self.window.began_at:.1f} s: {left} of {self.window.sessions} sessions are cut"
+        return True

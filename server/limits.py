@@ -50,6 +50,7 @@ RESTARTS_MAX = 10
 RESTART_WINDOW_SECONDS = 60.0
 STOP_SECONDS_MAX = 5.0  # between INT and KILL of a worker that was told to stop now
 FAREWELL_SECONDS_MAX = 0.5  # of these, for what it has said at last to be read
+DRAIN_SECONDS_MAX = 86_400
 DRAIN_QUEUE_SECONDS = (
     0.5  # before the end of a drain no connection begins, so that the queues run empty: a long round trip
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 
@@ -49,7 +50,9 @@ class WorkerCollector(Collector):
         with self._lock:  # two scrapes may come at the same time
             snapshots = [page.read() for page in self._pages]
             self._processes.keep({s.pid for s in snapshots})
-            parts = (self._counted(snapshots), self._used(snapshots), self._of_kernel(), self._capacity())
+            parts = (
+                self._counted(snapshots), self._used(snapshots), self._left(snapshots), self._of_kernel(), self._capacity()
+            )  # fmt: skip
             return chain.from_iterable([list(part) for part in parts])
 
     def _counted(self, snapshots: Sequence[Snapshot]) -> Iterator[Metric]:
@@ -75,6 +78,15 @@ class WorkerCollector(Collector):
             for metric, value in zip((cpu, resident, fds, limit), usage, strict=True):
                 _add(metric, value, worker=worker)
         yield from (restarts, cpu, resident, fds, limit)
+
+    def _left(self, snapshots: Sequence[Snapshot]) -> Iterator[Metric]:
+        """How far a drain of the server has come; both are 0 while there is none."""
+        window = self._pages.window
+        seconds = _metric("drain_seconds_left", "Until the last sessions are told to leave", Kind.GAUGE)
+        sessions = _metric("drain_sessions_left", "Sessions that a drain has still to end", Kind.GAUGE)
+        _add(seconds, round(window.seconds_left(time.monotonic()), 3) if window else 0)
+        _add(sessions, sum(s.stats.connections for s in snapshots) if window else 0)
+        yield from (seconds, sessions)
 
     def _of_kernel(self) -> Iterator[Metric]:
         """What is the host's, and what one connection takes of it."""

@@ -44,8 +44,20 @@ class Overview:
             "supervisor": self._pages.supervisor_pid,
             "admin": os.getpid(),
             "workers": workers,
+            "drain": self._drain(clock, sum(s.stats.connections for s in snapshots)),
             "total": {**_used(workers), **as_json(total(s.stats for s in snapshots))},
             "kernel": {"tcp_sockets": tcp.sockets, "tcp_memory_bytes": tcp.memory_bytes} if tcp else {},
+        }
+
+    def _drain(self, clock: float, left: int) -> dict[str, Any] | None:
+        """How far it has come; None while the server is not left."""
+        if (window := self._pages.window) is None:
+            return None
+        return {
+            "seconds": window.seconds,
+            "seconds_left": round(window.seconds_left(clock), 3),
+            "sessions": window.sessions,
+            "sessions_left": left,
         }
 
 
