@@ -25,7 +25,7 @@ from typing import Protocol
 
 from setproctitle import setproctitle
 
-from server import admin, limits, logs, shard
+from server import admin, admission, limits, logs, shard
 from server.auth import Verifier
 from server.child import Child
 from server.config import Config
@@ -349,9 +349,11 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     pages = Pages.create(count)
     pages.supervisor_pid = os.getpid()
     node = secrets.token_hex(3)
+    census = admission.census(config, count)
     children = []
     for number in range(count):
-        place = shard.Place(number, node, *sockets.of(number), pages[number], lambda: pages.window)
+        mine = sockets.of(number)
+        place = shard.Place(number, node, *mine, pages[number], lambda: pages.window, count, census)
         children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
     judge = running.Judge(sockets.ports())
     children.append(Child("admin", lambda: admin.run(config, pages, sockets.admin, redis_url, judge), sockets.admin))

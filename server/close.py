@@ -33,6 +33,12 @@ class Close(IntEnum):
     STOPPED = 3009, "the server stopped"
     KEYS_UNAVAILABLE = 3010, "the keys that verify tokens could not be fetched"
     MOVED = 3011, "asked to reconnect by the operator"
+    ACCEPT_RATE = 3012, "too many newcomers at the moment"
+    FULL = 3013, "as many connections as there may be"
+    ADDRESS_FULL = 3014, "too many connections from this address"
+    USER_FULL = 3015, "too many connections of this user"
+    PUBLISH_RATE = 3016, "publishing too fast"
+    AGED = 3017, "as old as a connection gets here: the next one may be elsewhere"
 
     BAD_REQUEST = 4000, "bad request"
     UNAUTHORIZED = 4001, "not signed in"

@@ -32,6 +32,7 @@ from server.options import (
     one_of,
     option,
     origin,
+    per_second,
     redis_url,
     seconds,
     several,
@@ -54,6 +55,8 @@ _addresses = several(Address.parse, "addresses as HOST:PORT")
 _origins = several(origin, "origins such as https://chat.example, or *")
 _networks = several(network, "addresses or networks such as 10.0.0.0/8")
 _bytes = whole(0, 2**30)
+_count = whole(0, 100_000_000)
+_rate = per_second(1_000_000)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -108,6 +111,16 @@ class Config:
     channels_per_connection_max: int = option(
         limits.CHANNELS_PER_CONNECTION_MAX, whole(1, 100_000), "N", "channels of one connection"
     )
+    connections_max: int = option(0, _count, "N", "connections of all workers together", unset="0, no limit")
+    connections_per_address_max: int = option(
+        0, _count, "N", "of them from one IPv4 address or IPv6 /64", unset="0, no limit"
+    )
+    connections_per_user_max: int = option(0, _count, "N", "of them of one user", unset="0, no limit")
+    connection_seconds_max: float = option(
+        0.0, seconds(0, 31_536_000), "S", "until a connection has to be made anew, 10 % more or less", unset="0, never"
+    )
+    accepts_per_second: float = option(0.0, _rate, "N", "new connections, all workers together", unset="0, no limit")
+    publishes_per_second: float = option(0.0, _rate, "N", "publishes of one connection", unset="0, no limit")
     message_bytes_max: int = option(
         limits.MESSAGE_BYTES_MAX, whole(1, limits.MESSAGE_BYTES_MAX), "N", "bytes of a message's data"
     )

@@ -19,6 +19,7 @@ from router.namespaces import personal
 from router.table import Table
 from server import limits, lines, proxy, sse
 from server.access import may_subscribe
+from server.admission import AFTER_MS, Admission
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
@@ -35,7 +36,7 @@ GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 class Guest:
     """A connection without a session yet."""
 
-    __slots__ = ("address", "asks", "deadline", "door", "fd", "origin", "rest")
+    __slots__ = ("address", "asks", "deadline", "door", "fd", "late", "origin", "rest")
 
     def __init__(self, fd: int, door: Door, deadline: float) -> None:
         self.fd = fd
@@ -45,6 +46,7 @@ class Guest:
         self.origin: str | None = None  # of a web page that may use us
         self.asks = False  # its request is complete
         self.address = ""  # whose it is, once something has asked for that
+        self.late = Close.HANDSHAKE_TIMEOUT  # who is to blame when the deadline passes
 
     def react(self, _events: int) -> None:
         """Read on."""
@@ -56,6 +58,7 @@ class House(Protocol):
 
     config: Config
     sources: Sources
+    admission: Admission
 
     @property
     def guests(self) -> dict[Guest, None]:
@@ -95,6 +98,7 @@ class Door(ABC):
         self._seconds_max = house.config.handshake_seconds
         self._channels_max = house.config.channels_per_connection_max
         self._namespaces = house.config.namespaces
+        self._admission = house.admission
         self._sources = house.sources
         self._speaks_proxy = house.sources.speaks_proxy
         self._tells = log.isEnabledFor(logging.DEBUG)
@@ -156,7 +160,8 @@ class Door(ABC):
         if guest.fd == CLOSED:
             return
         self._count_out(guest, error.code)
-        after_ms = random.randint(1000, 5000) if error.code.reconnect else None
+        self._admission.refused(error)
+        after_ms = random.randint(*AFTER_MS.get(error.code, (1000, 5000))) if error.code.reconnect else None
         self._pool.farewell(guest, self._refusal(guest, error, after_ms))
 
     def dismiss(self, guest: Guest) -> None:
@@ -178,15 +183,20 @@ class Door(ABC):
     def _enter(self, guest: Guest, request: lines.Connect, *, refreshed: bool = False) -> None:
         """Check what is asked for, and subscribe it."""
         guest.asks = True
-        self._house.admit(guest.fd)
+        if not refreshed:
+            self._house.admit(guest.fd)
+            self._admission.enter(guest.fd, partial(self._address, guest, guest.fd))
         try:
             claims = self._house.identify(request.token, request.user)
         except KeyUnknown:
             if refreshed:
                 raise
+            guest.late = Close.KEYS_UNAVAILABLE
             self._house.refresh_keys(partial(self._enter_again, guest, request))
             return
         names = [name.encode() for name in self._allowed(request.channels, claims)]
+        self._admission.enter_user(guest.fd, claims.user)
+        guest.late = Close.BUS_DOWN
         done = partial(self._joined, guest, claims, names, request.position)
         self._house.feed.join([personal(claims.user).encode(), *names], done)
 
@@ -244,6 +254,7 @@ class Door(ABC):
 
     def _count_out(self, guest: Guest, code: Close) -> None:
         self._guests.pop(guest, None)
+        self._admission.leave(guest.fd)
         self._stats.handshake_failures[code] += 1
 
 
@@ -316,6 +327,9 @@ class StreamDoor(Door):
 
 
 def expire(guests: dict[Guest, None], now: float) -> None:
-    """Refuse the guests that are over their deadline; `guests` are in that order."""
+    """Refuse the guests that are over their deadline; `guests` are in that order.
+
+    Who has said what it wants and waits for the bus, or for keys, did its part: it may come again.
+    """
     while guests and (guest := next(iter(guests))).deadline <= now:
-        guest.door.refuse(guest, PeerError(Close.HANDSHAKE_TIMEOUT))
+        guest.door.refuse(guest, PeerError(guest.late))

@@ -36,6 +36,12 @@ READ_BYTES = 16 * 1024
 # Descriptors of a worker that no session gets: half for polite refusals, half for the bus and health checks.
 DESCRIPTORS_RESERVED = 64
 
+# Admission.
+ACCEPT_BURST_SECONDS = 1.0  # of the allowed rate may come at once
+PUBLISH_BURST_SECONDS = 2.0
+PUBLISH_ABUSE_SECONDS = 10.0  # of the allowed rate may be refused at once before the connection ends
+REFUSALS_TOLD_SECONDS = 10.0  # between two reports in the log
+
 # What may wait for one slow peer.
 BACKLOG_BYTES_MAX = 256 * 1024
 CORKED_BYTES_MAX = 4 * 1024 * 1024  # while it is being sent what it missed; the frames are shared by all who wait

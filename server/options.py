@@ -161,8 +161,15 @@ def whole(low: int, high: int) -> Reader[int]:
 
 def seconds(low: float, high: float) -> Reader[float]:
     """Read a number of seconds from `low` to `high`."""
-    wanted = f"a number of seconds from {low:g} to {high:g}"
+    return _number(low, high, f"a number of seconds from {low:g} to {high:g}")
 
+
+def per_second(high: float) -> Reader[float]:
+    """Read a rate from 0 to `high`."""
+    return _number(0, high, f"a number from 0 to {high:,.0f}")
+
+
+def _number(low: float, high: float, wanted: str) -> Reader[float]:
     def read(found: object) -> float:
         if isinstance(found, bool) or not isinstance(found, int | float | str):
             raise ValueError(wanted)

@@ -24,6 +24,7 @@ from router.replay import Missed
 from router.table import Table
 from server import limits, lines
 from server.access import may_publish, may_subscribe
+from server.admission import Admission
 from server.auth import Claims
 from server.catchup import CatchUp
 from server.close import Close, PeerError
@@ -41,6 +42,7 @@ class House(Protocol):
     feed: Feed
     catchup: CatchUp
     carousel: Carousel
+    admission: Admission
 
     def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
         """Say goodbye and close."""
@@ -215,6 +217,9 @@ class Requests:
 
     def _publish(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.Publish)
+        if wait_ms := self._house.admission.publish_wait_ms(session, session.user):
+            self._too_fast(session, request.id, wait_ms)
+            return
         name = request.channel.encode()
         is_member = any(channel.name == name for channel in session.channels) or request.channel == personal(
             session.user
@@ -227,6 +232,13 @@ class Requests:
         done = partial(self._published, session, request.id, request.channel)
         once = f"{session.user} {request.idempotency}".encode() if request.idempotency else b""
         self._house.bus.publish(name, members, self._namespaces.of(request.channel).kept, done, once=once)
+
+    def _too_fast(self, session: Session, id: lines.Id, wait_ms: int) -> None:
+        if self._house.admission.is_abuse(session):
+            self._house.end(session, Close.PUBLISH_RATE)
+            return
+        fault = PeerError(Close.PUBLISH_RATE, id=id)
+        self._say(session, lines.error(fault, wait_ms + random.randint(0, wait_ms // 4)))
 
     def _published(self, session: Session, id: lines.Id, channel: str, reply: Reply) -> None:
         if isinstance(reply, bytes):

@@ -27,8 +27,10 @@ from router.presence import Presence
 from router.replay import Reader
 from router.table import Sink, Table
 from server import handshake, limits, lines, sse
+from server.admission import Admission
 from server.auth import Claims, Verifier
 from server.catchup import CatchUp
+from server.census import Census
 from server.close import Close, PeerError
 from server.config import Config
 from server.drain import Window
@@ -64,6 +66,8 @@ class Place(NamedTuple):
     http: list[socket.socket]
     page: Page
     window: Callable[[], Window | None]  # in which the whole server is left
+    workers: int = 1  # how many there are
+    census: Census | None = None  # of them all, where there is a limit on connections
 
 
 class Shard:
@@ -98,6 +102,7 @@ class Shard:
         self.feed.presence = Presence(self.bus, self.table, self.loop)
         self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier
+        self.admission = Admission(config, self.stats, place.census, place.number, place.workers, time.monotonic)
         self._welcome = Welcome(self, f"{place.node}-{place.number}")
         self.requests = Requests(
             self,
@@ -106,7 +111,7 @@ class Shard:
             message_bytes_max=config.message_bytes_max,
         )
         self.heartbeat = Heartbeat(self.pool, config.heartbeat_seconds)
-        self.expiry = Expiry()
+        self.expiry, self._ages = Expiry(), Expiry()
         self.sources = Sources(config.proxy_protocol, config.proxy_trusted)
         self.web = Web(self, config)
         self._tcp = Lane("tcp", lines, LINES, self.pool)
@@ -206,6 +211,8 @@ class Shard:
         if claims.subscribe is not None or claims.publish is not None:
             self._grants[session] = claims
         self.expiry.set(session.fd, claims.expires_at)
+        if age := self.config.connection_seconds_max:
+            self._ages.set(session.fd, time.monotonic() + age * random.uniform(0.9, 1.1) + 1)  # whole seconds are kept
         self._welcome.greet(session, began, asked, head)
 
     def claims(self, session: Session) -> Claims:
@@ -309,10 +316,12 @@ class Shard:
         handshake.expire(self.guests, now)
         self.pool.expire()
         resume_all(self.listeners, now)
-        for fd in self.expiry.due(time.time()):
-            session = self.pool.peers[fd]
-            if isinstance(session, Session):
-                self.end(session, Close.EXPIRED)
+        self.admission.keep(now)
+        for table, at, code in ((self.expiry, time.time(), Close.EXPIRED), (self._ages, now, Close.AGED)):
+            for fd in table.due(at):
+                session = self.pool.peers[fd]
+                if isinstance(session, Session):
+                    self.end(session, code)
         self._write_page()
         self.loop.call_later(_HOUSEKEEPING_SECONDS, self._keep_house, now + _HOUSEKEEPING_SECONDS)
 
@@ -340,6 +349,8 @@ class Shard:
         self.catchup.forget(session)
         self._grants.pop(session, None)
         self.expiry.set(session.fd, None)
+        self._ages.set(session.fd, None)
+        self.admission.leave(session.fd)
         self.bus.leave(self.table.leave(session))
 
 

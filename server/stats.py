@@ -87,6 +87,7 @@ class Stats:
     accept_pauses: Annotated[int, Field(_COUNTER, "Pauses of accepting because descriptors or memory ran out")] = 0
     received_messages: Annotated[int, Field(_COUNTER, "Messages received from the bus")] = 0
     published: Annotated[int, Field(_COUNTER, "Publishes the bus has taken")] = 0
+    publishes_limited: Annotated[int, Field(_COUNTER, "Publishes refused because they came too fast")] = 0
     publish_failures: Annotated[int, Field(_COUNTER, "Publishes answered with an error")] = 0
     deliveries: Annotated[int, Field(_COUNTER, "Messages handed to subscribers: messages times subscribers")] = 0
     writes: Annotated[int, Field(_COUNTER, "System calls that carried deliveries")] = 0

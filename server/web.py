@@ -24,6 +24,7 @@ from router.bus import Bus
 from router.pipe import Reply
 from server import limits, lines, sse
 from server.access import may_publish
+from server.admission import Admission
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
@@ -55,6 +56,7 @@ _STATUS = {
     Close.NOT_FOUND: 404,
     Close.HANDSHAKE_TIMEOUT: 408,
     Close.TOO_LARGE: 413,
+    Close.PUBLISH_RATE: 429,
 }
 
 
@@ -67,6 +69,7 @@ class House(Protocol):
     http_door: StreamDoor
     leaving: Leaving
     sources: Sources
+    admission: Admission
 
     def identify(self, token: str | None, user: str | None) -> Claims:
         """Return who that is. Raises: PeerError, KeyUnknown."""
@@ -244,6 +247,10 @@ class Web:
         address = self._address(request)
         claims = await self._identify(request)
         log.debug("%s publishes from %s", claims.user, address)
+        if wait_ms := self._house.admission.publish_wait_ms((address, claims.user), claims.user):
+            response = fault(PeerError(Close.PUBLISH_RATE))
+            response.headers["Retry-After"] = str(-(-wait_ms // 1000))
+            return response
         publish = lines.parse_publish(await request.read(), self._message_bytes_max)
         if not may_publish(self._namespaces, claims, publish.channel, is_member=False):  # no connection, no membership
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
