@@ -106,8 +106,17 @@ class Crowd:
 
     def ask(self, kind: type[T], *command: object) -> T:
         """Give a command that only its kind of clients has to the only process, and return the answer, of `kind`."""
+        self.begin(*command)
+        return self.ended(kind)
+
+    def begin(self, *command: object) -> None:
+        """Give such a command and do not wait; `ended` returns the answer."""
         (link,) = self._links
         link.send(command)
+
+    def ended(self, kind: type[T]) -> T:
+        """Wait for the answer to what `begin` began."""
+        (link,) = self._links
         answer = self._receive(link)
         assert isinstance(answer, kind)
         return answer

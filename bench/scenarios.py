@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bench import connect, direct, fanout, idle
+from bench import admission, connect, direct, fanout, idle
 from bench.load import Failed
 from bench.publisher import Refused
 from bench.report import Report
@@ -28,6 +28,11 @@ SCENARIOS = {
     "connect": Scenario("CPU of a connection set up, by kind of sign-in", connect.ConnectSettings, connect.run),
     "fanout": Scenario("CPU of a delivery, beside a bare loop of writes", fanout.FanoutSettings, fanout.run),
     "direct": Scenario("CPU and latency of 1:1 messages between workers", direct.DirectSettings, direct.run),
+    "admission": Scenario(
+        "twice the allowed newcomers: CPU of a refusal, and what others feel",
+        admission.AdmissionSettings,
+        admission.run,
+    ),
 }
 
 
