@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 from router import journal, position
 from router.bus import Bus
@@ -23,12 +24,30 @@ from router.position import START, Id, Position
 from router.presence import Presence
 from router.repair import Found, Repair
 from router.replay import Reader
+from router.rosters import Rosters
 from router.table import Channel, Table
+from router.watchers import Watchers
 
 log = logging.getLogger("moorage.feed")
 
 
 Joined = Callable[[bytes | None], None]  # gets the position where a subscription begins, None when the bus is down
+
+
+class Follower(Protocol):
+    """Who has to know when something may have been missed, though no journal can tell."""
+
+    def lost(self) -> None:
+        """The bus is down."""
+
+    def restored(self) -> None:
+        """It is back."""
+
+    def rejoined(self, name: bytes, /) -> None:
+        """Redis had unsubscribed `name`, which is subscribed again."""
+
+    def tick(self) -> None:
+        """Time has passed."""
 
 
 class Feed:
@@ -49,6 +68,10 @@ class Feed:
         self.reader: Reader  # these are set once there is a bus
         self.bus: Bus
         self.presence: Presence
+        self.rosters: Rosters
+        self.watchers: Watchers
+        self.followers: Sequence[Follower] = ()
+        self.is_durable: Callable[[bytes], bool] = lambda _name: True  # of a channel: otherwise no gap is told here
         self._table, self._carousel = table, carousel
         self._later, self._on_lag, self._on_waiting = later, on_lag, on_waiting
         self._lag_shown = False
@@ -112,12 +135,17 @@ class Feed:
             if channel is not None and not channel.last:  # it is new: so much of it is known
                 channel.last = self._began if began is not None else self.head[9:]
 
+    def tick(self) -> None:
+        """Let time pass for those who follow; call a few times a second."""
+        for follower in self.followers:
+            follower.tick()
+
     # What the bus tells.
 
     def message(self, name: bytes, payload: bytes) -> None:
         """A message arrived. Raises: ValueError when it is none of ours."""
-        if payload[:1] == b"?":
-            self.presence.asked(name, payload)
+        if payload[:1] == b"?":  # what the workers with subscribers have to say to each other
+            (self.presence.asked if payload[1:2] == b"$" else self.rosters.heard)(name, payload)
         elif not self._whole:  # it is in the journal
             if journal.number_of(payload) is not None:
                 self._passed = payload
@@ -125,6 +153,13 @@ class Feed:
             self._hold.append(Payload(name, payload))
         else:
             self._deliver(name, payload)
+
+    def reply(self, payload: bytes) -> None:
+        """Another worker says something to this one. Raises: ValueError when it is none of ours."""
+        if payload[:1] == b"?":
+            self.rosters.heard(b"", payload)
+        else:
+            self.presence.answered(payload)
 
     def batch(self) -> None:
         """A batch of messages is complete."""
@@ -140,6 +175,8 @@ class Feed:
         self._heal()
         for join in hold.joins() if hold is not None else ():
             join.enter(False)
+        for follower in self.followers:
+            follower.lost()
 
     def restored(self, at: bytes) -> None:
         """The bus is back, everything is subscribed, and `at` is where that began."""
@@ -157,6 +194,8 @@ class Feed:
             self._begin_hold(upto.id)
             self._mend()
         self._passed = b""
+        for follower in self.followers:
+            follower.restored()
         self.batch()
 
     def lapsed(self, name: bytes) -> None:
@@ -179,6 +218,8 @@ class Feed:
         elif self._upto < upto.id:
             self._upto = upto.id
         self._lapsed.discard(name)
+        for follower in self.followers:
+            follower.rejoined(name)
         if self._hold is not None and self._repair is None and not self._lapsed:
             self._mend()
 
@@ -284,7 +325,7 @@ class Feed:
 
     def _tell_gap(self, name: bytes, head: Position, after: Id) -> None:
         """Tell the subscribers of `name`, where the stream is at `head`, that something is lacking behind `after`."""
-        channel = self._table.find(name)
+        channel = self._table.find(name) if self.is_durable(name) else None
         if channel is not None:
             at = head if after.number >= head.id.number else head.but(name, after)
             channel.last = b""
@@ -295,6 +336,19 @@ class Feed:
         head = self._head()
         for name in names:
             self._tell_gap(name, head, head.id)
+
+    @property
+    def is_steady(self) -> bool:
+        """True while a frame with the head's position may go out: no channel lacks something from before it."""
+        return not self._broken or min(id.number for id in self._broken.values()) >= self._head().id.number
+
+    def announce(self, name: bytes, op: bytes, members: Iterable[bytes]) -> None:
+        """Push an `op` with each of `members` to the subscribers of a channel; only while the feed is steady."""
+        channel = self._table.find(name)
+        if channel is not None:
+            for each in members:
+                self._carousel.add(channel, Message(op, name, self.head, each))
+            self.batch()
 
     def _spin(self) -> None:
         """Give the carousel a turn, and come back while it has more to do."""

@@ -206,7 +206,7 @@ KEYS: Mapping[str, Key] = {
     "history_messages_max": Key(*_whole(HISTORY_MESSAGES_MAX), "messages kept of each channel"),
     "history_seconds_max": Key(*_whole(HISTORY_SECONDS_MAX), "seconds a message is kept"),
     "presence": Key(_is_switch, _SWITCH, "it is known who is in a channel"),
-    "join_leave": Key(_is_switch, _SWITCH, "subscribers are told who comes and goes: not yet, must be false"),
+    "join_leave": Key(_is_switch, _SWITCH, "subscribers are told who joins and who leaves"),
     "subscribe": Key(_is_policy, _POLICY, "who may subscribe, and ask for history and presence"),
     "publish": Key(_is_policy, _POLICY, "who may publish"),
 }
@@ -216,6 +216,7 @@ _FIXED = {  # keys that a table does not have, and why
     "@": {
         "prefix": "no prefix: it is for personal channels",
         "subscribe": "no such key: only alice subscribes to @alice",
+        "join_leave": "no such key: only alice is in @alice, and her own coming is no news to her",
     },
 }
 
@@ -282,8 +283,8 @@ def _contradictions(where: str, values: Mapping[str, object]) -> Iterator[Fault]
             if name in values:
                 found = f"{values[name]} where durable is false"
                 yield Fault(where, name, found, "durable = true, or no such key")
-    if values.get("join_leave"):
-        yield Fault(where, "join_leave", "true", "false: joins and leaves are not sent yet")
+    if values.get("join_leave") and values.get("presence") is False:
+        yield Fault(where, "join_leave", "true where presence is false", "presence = true, or no such key")
 
 
 def _meant(word: str, names: Collection[str]) -> str:

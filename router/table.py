@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from router.carousel import Round
     from router.message import Message
+    from router.roster import Roster
 
 
 class Lane(Protocol):
@@ -43,10 +44,11 @@ class Sink(Protocol):
 class Channel:
     """A name with its local subscribers; `round` is the fan-out under way, if any."""
 
-    __slots__ = ("alone", "last", "name", "round", "sinks")
+    __slots__ = ("alone", "last", "name", "roster", "round", "sinks")
 
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, name: bytes, roster: Roster | None = None) -> None:
         self.name = name
+        self.roster = roster  # who is in it everywhere, where subscribers are told who comes and goes
         self.last = b""  # the id of its newest message that came, where it is known
         self.sinks: dict[Sink, None] = {}  # as a set, at two thirds of the memory, and in order of memory
         self.round: Round | None = None
@@ -57,18 +59,23 @@ class Channel:
         self.sinks[sink] = None
         if self.round is not None:
             self.round.add(sink)
+        if self.roster is not None:
+            self.roster.enter(sink.user)
 
     def discard(self, sink: Sink) -> None:
         """Unsubscribe `sink`, in the middle of a round too."""
         self.sinks.pop(sink, None)
         if self.round is not None:
             self.round.discard(sink)
+        if self.roster is not None:
+            self.roster.leave(sink.user)
 
 
 class Table:
     """All subscriptions of one worker. `name` is a channel's name in UTF-8, without the prefix it has on the bus."""
 
     def __init__(self) -> None:
+        self.roster_of: Callable[[bytes], Roster | None] = lambda _name: None  # asked once a channel
         self.channels: dict[bytes, Channel] = {}
         self.users: dict[str, Sink | Channel] = {}
 
@@ -131,7 +138,7 @@ class Table:
         """Return the channel called `name`, made if it is not there; for a sink that is about to enter."""
         channel = self.channels.get(name)
         if channel is None:
-            channel = self.channels[name] = Channel(name)
+            channel = self.channels[name] = Channel(name, self.roster_of(name))
             channel.alone = (channel,)
         return channel
 

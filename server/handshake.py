@@ -197,7 +197,7 @@ class Door(ABC):
         names = [name.encode() for name in self._allowed(request.channels, claims)]
         self._admission.enter_user(guest.fd, claims.user)
         guest.late = Close.BUS_DOWN
-        done = partial(self._joined, guest, claims, names, request.position)
+        done = partial(self._joined, guest, claims, names, request)
         self._house.feed.join([personal(claims.user).encode(), *names], done)
 
     def _enter_again(self, guest: Guest, request: lines.Connect) -> None:
@@ -223,7 +223,9 @@ class Door(ABC):
             )
         return names
 
-    def _joined(self, guest: Guest, claims: Claims, names: list[bytes], asked: str | None, began: bytes | None) -> None:
+    def _joined(
+        self, guest: Guest, claims: Claims, names: list[bytes], request: lines.Connect, began: bytes | None
+    ) -> None:
         """The bus has subscribed, from position `began`; None: it is down."""
         if guest.fd == CLOSED:
             return
@@ -235,7 +237,9 @@ class Door(ABC):
         self._pool.put(session, self.lane.armed)
         if self._tells:
             log.debug("%s comes from %s by %s", claims.user, self._address(guest, fd), self.lane.transport)
-        house.opened(session, claims, began, asked, self._head(guest))
+        if request.gaps:
+            house.feed.watchers.watch(session)
+        house.opened(session, claims, began, request.position, self._head(guest))
         if guest.rest and session.fd != CLOSED:
             house.received(session, guest.rest)
 

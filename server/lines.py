@@ -27,20 +27,25 @@ _T = TypeVar("_T")
 
 
 class Connect(NamedTuple):
-    """Who wants to connect, to which channels, and what of the stream it has already; None: not said."""
+    """Who wants to connect, to which channels, and what of the stream it has already; None: not said.
+
+    With `gaps` it is told of gaps on live-only channels too.
+    """
 
     token: str | None
     user: str | None
     channels: tuple[str, ...]
     position: str | None
+    gaps: bool = False
 
 
 class Subscribe(NamedTuple):
-    """Add one channel, from `position` on or from now."""
+    """Add one channel, from `position` on or from now; `gaps` as in `Connect`, for this one."""
 
     id: Id
     channel: str
     position: str | None
+    gaps: bool = False
 
 
 class Unsubscribe(NamedTuple):
@@ -153,11 +158,13 @@ def _connect(request: dict[str, Any], _id: Id, _message_bytes_max: int) -> Conne
         None if user is None else checked_user(user),
         checked_channels(names, "channels"),  # type: ignore[arg-type]  # the loop above
         _position(request, "position"),
+        _optional(request, "gaps", bool) or False,
     )
 
 
 def _subscribe(request: dict[str, Any], id: Id, _message_bytes_max: int) -> Subscribe:
-    return Subscribe(id, _channel(request), _position(request, "position"))
+    gaps = _optional(request, "gaps", bool) or False
+    return Subscribe(id, _channel(request), _position(request, "position"), gaps)
 
 
 def _unsubscribe(request: dict[str, Any], id: Id, _message_bytes_max: int) -> Unsubscribe:

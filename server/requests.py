@@ -168,6 +168,8 @@ class Requests:
             return
         if not known:
             house.table.add(session, name)
+        if request.gaps:
+            house.feed.watchers.watch(session, name)
         asked, at = position.parse(request.position), position.parse(began)
         is_durable = self._namespaces.of(request.channel).durable
         answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
@@ -213,6 +215,7 @@ class Requests:
             return
         if house.table.discard(session, name):
             house.bus.leave([name])
+        house.feed.watchers.unwatch(session, name)
         self._say(session, lines.answer({"op": "unsubscribed", "id": request.id, "channel": request.channel}))
 
     def _publish(self, session: Session, request: lines.Request) -> None:

@@ -21,6 +21,7 @@ from router import journal, topology
 from router.bus import Bus, Listeners
 from router.carousel import Carousel
 from router.feed import Feed
+from router.followers import follow
 from router.message import Message
 from router.namespaces import personal
 from router.presence import Presence
@@ -100,6 +101,8 @@ class Shard:
         self.feed.bus = self.bus
         self.feed.reader = Reader(self.bus, journal.Keys(config.redis_prefix))
         self.feed.presence = Presence(self.bus, self.table, self.loop)
+        rules = config.namespaces
+        follow(self.feed, self.bus, self.table, self.carousel, namespaces=rules, counts=self.stats, loop=self.loop)
         self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier
         self.admission = Admission(config, self.stats, place.census, place.number, place.workers, time.monotonic)
@@ -146,6 +149,8 @@ class Shard:
             self.leaving.begin()
         await self._tasks.ended
         await self.leaving.finish()
+        self.feed.rosters.farewell()
+        await asyncio.sleep(0)  # in which it is sent
         self._write_page()
 
     def ready(self) -> str:
@@ -258,7 +263,7 @@ class Shard:
         listeners = Listeners(
             message=feed.message,
             batch=feed.batch,
-            reply=lambda answer: feed.presence.answered(answer),  # noqa: PLW0108  # there is none before there is a bus
+            reply=feed.reply,
             control=self._control,
             lost=feed.lost,
             restored=self._restored,
@@ -285,7 +290,10 @@ class Shard:
             self.bus.pause(False)
 
     def _control(self, payload: bytes) -> None:
-        """Do what the admin process tells all workers to do."""
+        """Do what the admin process tells all workers to do, or hear another worker."""
+        if payload[:1] == b"?":
+            self.feed.rosters.heard(b"", payload)
+            return
         try:
             order = orjson.loads(payload)
             name, code = personal(order["user"]), Close.MOVED if order.get("reconnect") else Close.DISCONNECTED
@@ -322,6 +330,7 @@ class Shard:
                 session = self.pool.peers[fd]
                 if isinstance(session, Session):
                     self.end(session, code)
+        self.feed.tick()
         self._write_page()
         self.loop.call_later(_HOUSEKEEPING_SECONDS, self._keep_house, now + _HOUSEKEEPING_SECONDS)
 
@@ -348,6 +357,7 @@ class Shard:
         self.requests.forget(session)
         self.catchup.forget(session)
         self._grants.pop(session, None)
+        self.feed.watchers.forget(session)
         self.expiry.set(session.fd, None)
         self._ages.set(session.fd, None)
         self.admission.leave(session.fd)

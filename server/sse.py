@@ -36,7 +36,7 @@ _REQUEST_LINE_BYTES_MAX = 16 + 1 + URL_BYTES_MAX + len(" HTTP/1.1\r\n")
 _NAMES = ("Authorization", "Host", "Last-Event-ID", "Origin")
 _HEADERS = re.compile(rf"\n({'|'.join(_NAMES)}):([^\r]*)", re.ASCII | re.IGNORECASE)
 
-_SINGLE = frozenset(("token", "user", "position"))  # parameters that do not repeat, unlike `channel`
+_SINGLE = frozenset(("token", "user", "position", "gaps"))  # parameters that do not repeat, unlike `channel`
 _ESCAPES = {high + low: bytes.fromhex(high + low) for high in hexdigits for low in hexdigits}
 
 
@@ -159,6 +159,7 @@ def connect_request(head: Head) -> lines.Connect:
         None if user is None else lines.checked_user(user),
         lines.checked_channels(channels, "channel"),
         _position(head, single),
+        _gaps(single.get("gaps", "0")),
     )
 
 
@@ -176,6 +177,12 @@ def _position(head: Head, single: dict[str, str]) -> str | None:
     if last := head.headers.get("last-event-id"):  # a browser sets it when it comes back: it is the newer one
         return lines.checked_position(last, "Last-Event-ID")
     return lines.checked_position(single.get("position", ""), "position")
+
+
+def _gaps(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise PeerError(Close.BAD_REQUEST, f"found {text[:16]!r}, want 1 or 0", "gaps")
+    return text == "1"
 
 
 def _parameters(query: str) -> tuple[list[str], dict[str, str]]:

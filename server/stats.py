@@ -92,6 +92,14 @@ class Stats:
     deliveries: Annotated[int, Field(_COUNTER, "Messages handed to subscribers: messages times subscribers")] = 0
     writes: Annotated[int, Field(_COUNTER, "System calls that carried deliveries")] = 0
     gaps_sent: Annotated[int, Field(_COUNTER, "Gaps told to subscribers: what they missed is no longer held")] = 0
+    joins_leaves: Annotated[int, Field(_COUNTER, "Users whose joining or leaving was told, one a channel")] = 0
+    join_leave_summaries: Annotated[
+        int, Field(_COUNTER, "Times that so many joined or left a channel that only their number was told")
+    ] = 0
+    roster_users: Annotated[int, Field(_GAUGE, "Users of other workers known because of joins and leaves")] = 0
+    roster_overflows: Annotated[
+        int, Field(_COUNTER, "Times that users were not taken into a roster because there were too many")
+    ] = 0
     backlogged_connections: Annotated[int, Field(_GAUGE, "Sessions whose socket takes no more at the moment")] = 0
     backlog_bytes: Annotated[int, Field(_GAUGE, "Bytes waiting for such sessions")] = 0
     subscriptions: Annotated[int, Field(_GAUGE, "Channels subscribed on the bus")] = 0

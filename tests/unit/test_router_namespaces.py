@@ -192,7 +192,6 @@ BAD: list[tuple[str, object, str]] = [
     ("durable", 1, "true or false"),
     ("presence", 0, "true or false"),
     ("presence", [], "true or false"),
-    ("join_leave", "true", "true or false"),
     ("history_messages_max", 0, "a whole number from 1 to 100000"),
     ("history_messages_max", 100_001, "a whole number from 1 to 100000"),
     ("history_messages_max", True, "a whole number from 1 to 100000"),
@@ -216,6 +215,21 @@ def test_a_bad_value_is_named_in_every_table(key: str, found: object, wanted: st
     assert faults(default={key: found}) == [f"[namespace_default], {says}"]
     assert faults(hers={key: found}) == [f"[namespace_personal], {says}"]
     assert faults(named=[{"prefix": "a"}, {"prefix": "b", key: found}]) == [f'[[namespace]] 2 "b", {says}']
+
+
+def test_joins_and_leaves_are_for_channels_with_presence_and_several_users() -> None:
+    wanted = "true where presence is false, want presence = true, or no such key"
+    assert faults(default={"join_leave": True, "presence": False}) == [
+        f"[namespace_default], join_leave: found {wanted}",
+    ]
+    assert faults(default={"join_leave": "true"}) == [
+        "[namespace_default], join_leave: found 'true', want true or false"
+    ]
+    assert faults(hers={"join_leave": True}) == [
+        "[namespace_personal], join_leave: found True, want no such key: only alice is in @alice, and her own coming "
+        "is no news to her"
+    ]
+    assert Namespaces.from_tables({"join_leave": True}).of("lobby").join_leave
 
 
 @pytest.mark.parametrize("found", ["owner", "all", None, 3])
@@ -304,12 +318,6 @@ def test_history_of_a_live_only_namespace_is_a_fault() -> None:
     assert faults(default=table) == [
         f"[namespace_default], history_messages_max: found 5 {wanted}",
         f"[namespace_default], history_seconds_max: found 60 {wanted}",
-    ]
-
-
-def test_joins_and_leaves_are_refused_rather_than_left_out() -> None:
-    assert faults(hers={"join_leave": True}) == [
-        "[namespace_personal], join_leave: found true, want false: joins and leaves are not sent yet"
     ]
 
 

@@ -1,0 +1,25 @@
+"""Who follows a worker's feed: what has to know that something may have been missed, though no journal can tell."""
+
+from __future__ import annotations
+
+import asyncio
+
+from router.bus import Bus
+from router.carousel import Carousel
+from router.feed import Feed
+from router.namespaces import Namespaces
+from router.rosters import Counts, Rosters
+from router.table import Table
+from router.watchers import Watchers
+
+
+def follow(
+    feed: Feed, bus: Bus, table: Table, carousel: Carousel, *, namespaces: Namespaces, counts: Counts,
+    loop: asyncio.AbstractEventLoop,
+) -> None:  # fmt: skip
+    """Let joins and leaves, and gaps of live-only channels, follow `feed`. `counts` is where they are counted."""
+    feed.rosters = Rosters(bus, feed, namespaces, counts, clock=loop.time, later=loop.call_soon)
+    feed.watchers = Watchers(feed, carousel, namespaces, later=loop.call_soon)
+    feed.followers = (feed.watchers, feed.rosters)
+    feed.is_durable = feed.watchers.is_durable
+    table.roster_of = feed.rosters.of
