@@ -3,6 +3,12 @@
 A question goes out on the channel itself, so that it reaches exactly the workers with subscribers; Redis says how many
 those were, and each answers on the asker's own channel. There is no registry that a dead worker could leave stale: whoever
 is gone does not answer, and Redis does not count it.
+
+    b'?<reply name> <number> <most>[ <within>]'    the question: who is there, and subscribed to `within` too
+    b'<number> <+ or .> <JSON>'                    an answer, or a part of it; `.` is the last
+
+Connections are counted in slices, each of which is a part of the answer, so that nobody's loop is held up by a large
+channel. One with more than `most` connections is not named but counted: {"alice":1,…} becomes a number.
 """
 
 from __future__ import annotations
@@ -10,91 +16,173 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import attrgetter
 
 import orjson
 
 from router.bus import Bus
+from router.namespaces import personal
+from router.note import REPLIES
 from router.pipe import Reply, Unconfirmed
-from router.table import Table
+from router.table import Sink, Table
 
 ANSWER_SECONDS_MAX = 3.0
+PART_CONNECTIONS = 2_000  # counted, or written, in one turn of the loop: half a millisecond
 
-Done = Callable[[dict[str, int] | Exception], None]  # user -> connections
+Found = (
+    dict[str, int] | int
+)  # user -> connections, or how many connections there are, where those are too many to be named
+Done = Callable[[Found | Exception], None]
+
+
+class Tally:
+    """What has been answered to one question so far."""
+
+    __slots__ = ("_most", "_users", "connections", "heard")
+
+    def __init__(self, most: int) -> None:
+        self.heard = 0  # workers
+        self.connections = 0
+        self._most = most
+        self._users: Counter[str] = Counter()
+
+    def add(self, part: bytes) -> None:
+        """Count in an answer, or a part of one, without its number. Raises: ValueError when it is none."""
+        end, _, counts = part.partition(b" ")
+        found = orjson.loads(counts)
+        self.connections += found if isinstance(found, int) else sum(found.values())
+        if self.connections > self._most:
+            self._users.clear()
+        elif isinstance(found, dict):
+            self._users.update(found)
+        self.heard += end == b"."
+
+    def found(self) -> Found:
+        """Return who is there."""
+        return self.connections if self.connections > self._most else dict(self._users)
 
 
 class _Question:
     """What one worker wants to know, and how far it has got."""
 
-    __slots__ = ("awaited", "counts", "done", "heard", "timer")
+    __slots__ = ("awaited", "done", "tally", "timer")
 
-    def __init__(self, done: Done, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, tally: Tally, done: Done, timer: asyncio.TimerHandle) -> None:
+        self.tally = tally
         self.done = done
-        self.counts: Counter[str] = Counter()
-        self.heard = 0
         self.awaited = -1  # how many workers were asked; -1: Redis has not said yet
         self.timer = timer
 
 
 class Presence:
-    """Asks and answers for one worker, which is reached at the bus's reply channel."""
+    """Asks and answers for one worker, which is reached at the bus's reply channel. At most `most` connections are named."""
 
-    def __init__(self, bus: Bus, table: Table, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, bus: Bus, table: Table, loop: asyncio.AbstractEventLoop, *, most: int) -> None:
         self._bus = bus
         self._table = table
         self._loop = loop
+        self._most = most
         self._asked: dict[bytes, _Question] = {}
         self._questions = random.getrandbits(40)  # not those of the worker before this one, which are still answered
 
-    def ask(self, name: bytes, done: Done) -> None:
-        """Give `done` the users subscribed to channel `name`, or an exception.
+    def ask(self, name: bytes, done: Done, within: bytes = b"") -> None:
+        """Give `done` who is subscribed to channel `name`, and to `within` if given, or an exception.
 
         A question under way is not shared: it may have passed a worker before the newest subscriber came.
         """
         self._questions += 1
         number = b"%d" % self._questions
         timer = self._loop.call_later(ANSWER_SECONDS_MAX, self._late, number)
-        self._asked[number] = _Question(done, timer)
-        self._bus.send(name, b"?%b %b" % (self._bus.reply_name, number), lambda reply: self._sent(number, reply))
+        self._asked[number] = _Question(Tally(self._most), done, timer)
+        payload = question(self._bus.reply_name, number, self._most, within)
+        self._bus.send(name, payload, lambda reply: self._sent(number, reply))
 
-    def asked(self, name: bytes, question: bytes) -> None:
-        """Answer another worker's question, which came on channel `name`."""
-        reply_name, _, number = question[1:].partition(b" ")
+    def ask_member(self, user: str, channel: str, done: Callable[[bool | Exception], None]) -> None:
+        """Tell `done` whether a connection of `user` is subscribed to `channel`: the workers that hold her know."""
+
+        def counted(found: Found | Exception) -> None:
+            done(found if isinstance(found, Exception) else bool(found))
+
+        own = personal(user)
+        self.ask(own.encode(), counted, b"" if channel == own else channel.encode())
+
+    def asked(self, name: bytes, payload: bytes) -> None:
+        """Answer another worker's question, which came on channel `name`. Raises: ValueError when it is none."""
+        reply_name, number, text, *within = payload[1:].split(b" ")
+        most = int(text)
+        if not reply_name.startswith(REPLIES.encode()):
+            raise ValueError("nobody to answer")
         channel = self._table.find(name)
-        counts = Counter(map(attrgetter("user"), channel.sinks)) if channel is not None else {}
+        sinks: Sequence[Sink] = ()
         if channel is not None:
+            if len(channel.sinks) > most and not within:
+                self._bus.send(reply_name, b"%b . %d" % (number, len(channel.sinks)), lambda _reply: None)
+                return
+            sinks = list(channel.sinks)
             self._table.settle(channel)
-        self._bus.send(reply_name, number + b" " + orjson.dumps(counts), lambda _reply: None)
+        if within:
+            sinks = [sink for sink in sinks if any(channel.name == within[0] for channel in sink.channels)]
+        self._answer(reply_name, number, sinks, 0)
+
+    def _answer(self, reply_name: bytes, number: bytes, sinks: Sequence[Sink], start: int) -> None:
+        """Answer with the next part; those who leave meanwhile were there when the question came."""
+        end = start + PART_CONNECTIONS
+        counts = orjson.dumps(Counter(map(attrgetter("user"), sinks[start:end])))
+        is_last = end >= len(sinks)
+        self._bus.send(reply_name, b"%b %b %b" % (number, b"." if is_last else b"+", counts), lambda _reply: None)
+        if not is_last:
+            self._loop.call_soon(self._answer, reply_name, number, sinks, end)
 
     def answered(self, answer: bytes) -> None:
         """Take one worker's answer to a question of ours. Raises: ValueError when it is none."""
-        number, _, counts = answer.partition(b" ")
-        question = self._asked.get(number)
-        if question is not None:
-            question.counts.update(orjson.loads(counts))
-            question.heard += 1
-            self._check(number, question)
+        number, _, part = answer.partition(b" ")
+        asked = self._asked.get(number)
+        if asked is not None:
+            asked.tally.add(part)
+            self._check(number, asked)
+
+    def write(self, users: dict[str, int], done: Callable[[bytes], None]) -> None:
+        """Give `done` the JSON object of `users`, at once when it is small."""
+        if len(users) <= PART_CONNECTIONS:
+            done(orjson.dumps(users))
+            return
+        items, parts = iter(users.items()), list[bytes]()
+
+        def go_on() -> None:
+            if part := dict(islice(items, PART_CONNECTIONS)):
+                parts.append(orjson.dumps(part)[1:-1])
+                self._loop.call_soon(go_on)
+            else:
+                done(b"{%b}" % b",".join(parts))
+
+        go_on()
 
     def _sent(self, number: bytes, reply: Reply) -> None:
-        question = self._asked.get(number)
-        if question is None:
+        asked = self._asked.get(number)
+        if asked is None:
             return
         if isinstance(reply, int):
-            question.awaited = reply
-            self._check(number, question)
+            asked.awaited = reply
+            self._check(number, asked)
         else:
             self._finish(number, reply if isinstance(reply, Exception) else Unconfirmed(f"{reply!r:.100}"))
 
-    def _check(self, number: bytes, question: _Question) -> None:
-        if question.heard == question.awaited:
-            self._finish(number, dict(question.counts))
+    def _check(self, number: bytes, asked: _Question) -> None:
+        if asked.tally.heard == asked.awaited:
+            self._finish(number, asked.tally.found())
 
     def _late(self, number: bytes) -> None:
         if number in self._asked:
             self._finish(number, Unconfirmed(f"not every worker has answered within {ANSWER_SECONDS_MAX:g} s"))
 
-    def _finish(self, number: bytes, found: dict[str, int] | Exception) -> None:
-        question = self._asked.pop(number)
-        question.timer.cancel()
-        question.done(found)
+    def _finish(self, number: bytes, found: Found | Exception) -> None:
+        asked = self._asked.pop(number)
+        asked.timer.cancel()
+        asked.done(found)
+
+
+def question(reply_name: bytes, number: bytes, most: int, within: bytes = b"") -> bytes:
+    """Return what is published to ask; the answers come on `reply_name`, with `number` in front."""
+    return b"?%b %b %d%b" % (reply_name, number, most, b" " + within if within else b"")

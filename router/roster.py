@@ -147,9 +147,9 @@ class Roster:
         fellow = self._fellow(worker, life, now)
         if fellow.is_whole and number < fellow.number:
             return True
+        is_young, seen = self.is_young(now), fellow.seen
         self.answers += 1
-        seen = fellow.seen
-        if fellow.number < 0 and self.is_young(now):
+        if fellow.number < 0 and is_young:
             before = users - fellow.users  # the others have come since, and we were told
             self._joining -= before
             fellow.users |= before
@@ -212,6 +212,8 @@ class Roster:
             back = came & leaving
             leaving.difference_update(back)
             came -= back
+        if not all(leaving for _, leaving in self._leaving):
+            self._leaving = deque((due, leaving) for due, leaving in self._leaving if leaving)
         undone = gone & self._joining
         self._joining -= undone
         self._joining |= came

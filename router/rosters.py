@@ -150,9 +150,10 @@ class Rosters:
     def _take(self, note: Note, roster: Roster, now: float) -> None:
         """Note what another worker has said of a channel."""
         speaker, came = (note.worker, note.life, note.number), set(note.came)
-        if self._users + len(came) > USERS_MAX:
-            fellow = roster.fellows.get(note.worker)
-            came &= fellow.users if fellow is not None else set()
+        fellow = roster.fellows.get(note.worker)
+        new = came - fellow.users if fellow is not None else came
+        if self._users + roster.users + len(new) > USERS_MAX:  # those of the roster are not counted at the moment
+            came = came - new
             self._overflow(now)
         if note.kind is Kind.HELLO:
             roster.greeted(*speaker, came, now)

@@ -67,7 +67,7 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
     redis = topology.client(redis_url, timeout_seconds=BUS_SECONDS_MAX)
     app = make_app(
         pages,
-        Backend(redis, config.redis_prefix, config.namespaces),
+        Backend(redis, config.redis_prefix, config.namespaces, presence_max=config.presence_connections_max),
         gate=Gate(config.admin.host, config.admin_key),
         message_bytes_max=config.message_bytes_max,
         drain_seconds=config.drain_seconds,
@@ -203,7 +203,8 @@ class Admin:
 
     async def _presence(self, request: web.Request) -> web.Response:
         (channel,) = _channels([request.match_info["channel"]], "channel")
-        return _json({"channel": channel, "users": await self._backend.presence(channel)})
+        found = await self._backend.presence(channel)
+        return _json({"channel": channel, "users" if isinstance(found, dict) else "connections": found})
 
     # What is done.
 

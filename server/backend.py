@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -20,7 +19,9 @@ from router import journal, position, topology
 from router.bus import BusDown
 from router.namespaces import Namespaces, Policy
 from router.pipe import Refused, Unconfirmed
+from router.presence import Found, Tally, question
 from router.replay import newest_command, newest_entries
+from server import limits
 from server.access import backend_may_publish
 from server.close import Close, PeerError
 from server.lookups import behind, history_members
@@ -38,13 +39,21 @@ class Backend:
     Every method raises PeerError: for the channel FORBIDDEN or BAD_REQUEST, for the bus a code that says "try again".
     """
 
-    def __init__(self, redis: topology.Client, prefix: str, namespaces: Namespaces) -> None:
+    def __init__(
+        self,
+        redis: topology.Client,
+        prefix: str,
+        namespaces: Namespaces,
+        *,
+        presence_max: int = limits.PRESENCE_CONNECTIONS_MAX,
+    ) -> None:
         self._redis = redis
         self._keys = journal.Keys(prefix)
         self._namespaces = namespaces
         self._reply_name = b"$reply:admin-%016x" % random.SystemRandom().getrandbits(64)  # no other process has it
         self._numbers = count(1)
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
+        self._presence_max = presence_max
 
     async def publish(
         self, channels: tuple[str, ...], data: bytes, idempotency: str | None, field: str
@@ -96,8 +105,11 @@ class Backend:
             reply = await ask(*newest_command(self._keys, name, id, limit))
         return history_members(newest_entries(name, head.epoch if head else "", id, reply), after, head)
 
-    async def presence(self, channel: str) -> dict[str, int]:
-        """Return the users in a channel, and with how many connections each. Every worker with subscribers is asked."""
+    async def presence(self, channel: str) -> Found:
+        """Return the users in a channel, and with how many connections each. Every worker with subscribers is asked.
+
+        Where those are too many connections to be named, return how many they are.
+        """
         self._check_readable(channel)
         if not self._namespaces.of(channel).presence:
             raise PeerError(Close.BAD_REQUEST, f"{channel} has no presence", "channel")
@@ -112,21 +124,21 @@ class Backend:
         finally:
             self._questions.release()
 
-    async def _ask_workers(self, ask: topology.Ask, name: bytes) -> dict[str, int]:
+    async def _ask_workers(self, ask: topology.Ask, name: bytes) -> Found:
         """Ask as a worker does (`router.presence`): Redis says how many were asked, and each answers for itself."""
         number = b"%d" % next(self._numbers)
-        users: Counter[str] = Counter()
+        tally = Tally(self._presence_max)
+        payload = question(self._reply_name, number, self._presence_max)
         async with self._redis.pubsub() as answers:
             await answers.subscribe(self._keys.channel(self._reply_name))
             await answers.get_message(timeout=None)  # subscribed
-            awaited = await ask("PUBLISH", self._keys.channel(name), b"?%b %b" % (self._reply_name, number))
-            while awaited:
+            awaited = await ask("PUBLISH", self._keys.channel(name), payload)
+            while tally.heard < awaited:
                 answer = await answers.get_message(timeout=None)
-                asked, _, counts = answer["data"].partition(b" ")
+                asked, _, part = answer["data"].partition(b" ")
                 if asked == number:  # all questions under way are answered on one channel
-                    users.update(orjson.loads(counts))
-                    awaited -= 1
-        return dict(users)
+                    tally.add(part)
+        return tally.found()
 
     async def disconnect(self, user: str, *, reconnect: bool) -> int:
         """End all connections of `user`; return how many workers were told."""

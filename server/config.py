@@ -108,6 +108,9 @@ class Config:
     drain_seconds: float = option(
         60.0, seconds(0, limits.DRAIN_SECONDS_MAX), "S", "in which clients are asked to leave on SIGTERM"
     )
+    presence_connections_max: int = option(
+        limits.PRESENCE_CONNECTIONS_MAX, whole(1, 1_000_000), "N", "connections that an answer to presence names"
+    )
     channels_per_connection_max: int = option(
         limits.CHANNELS_PER_CONNECTION_MAX, whole(1, 100_000), "N", "channels of one connection"
     )

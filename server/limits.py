@@ -14,6 +14,7 @@ USER_BYTES_MAX = CHANNEL_BYTES_MAX - 1  # "@" + user is a channel
 POSITION_BYTES_MAX = 1024
 CHANNELS_PER_CONNECTION_MAX = 128
 HISTORY_PAGE_MESSAGES_MAX = 1000
+PRESENCE_CONNECTIONS_MAX = 10_000  # that an answer to `presence` names; past it there is only their number
 BODY_BYTES_MAX = 2 * MESSAGE_BYTES_MAX  # an HTTP request body: a message with escapes
 
 # Time.

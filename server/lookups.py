@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import orjson
-
 from router import position
 from router.feed import Feed
 from router.position import Position
+from router.presence import Found
 from router.replay import Entry
 from server import lines
 from server.close import Close, PeerError
@@ -38,12 +37,16 @@ class Lookups:
         self._feed.reader.newest(name, epoch, since.of(name) if since else None, limit, read)
 
     def presence(self, channel: str, done: Done) -> None:
-        """Give `done` the users in a channel and with how many connections each."""
+        """Give `done` the users in a channel and with how many connections each, or only how many those are in all."""
+        presence = self._feed.presence
 
-        def counted(found: dict[str, int] | Exception) -> None:
-            done(found if isinstance(found, Exception) else b',"users":' + orjson.dumps(found))
+        def counted(found: Found | Exception) -> None:
+            if isinstance(found, dict):
+                presence.write(found, lambda users: done(b',"users":' + users))
+            else:
+                done(found if isinstance(found, Exception) else b',"connections":%d' % found)
 
-        self._feed.presence.ask(channel.encode(), counted)
+        presence.ask(channel.encode(), counted)
 
 
 def behind(after: str | None, head: Position | None) -> Position | None:

@@ -100,7 +100,7 @@ class Shard:
         self.bus = self._bus(topology.parse(redis_url))
         self.feed.bus = self.bus
         self.feed.reader = Reader(self.bus, journal.Keys(config.redis_prefix))
-        self.feed.presence = Presence(self.bus, self.table, self.loop)
+        self.feed.presence = Presence(self.bus, self.table, self.loop, most=config.presence_connections_max)
         rules = config.namespaces
         follow(self.feed, self.bus, self.table, self.carousel, namespaces=rules, counts=self.stats, loop=self.loop)
         self.catchup = CatchUp(self, self.loop.call_soon)

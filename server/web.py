@@ -21,7 +21,9 @@ from aiohttp.web_protocol import RequestHandler
 
 from router import journal
 from router.bus import Bus
-from router.pipe import Reply
+from router.feed import Feed
+from router.namespaces import Policy
+from router.pipe import Reply, Unconfirmed
 from server import limits, lines, sse
 from server.access import may_publish
 from server.admission import Admission
@@ -64,6 +66,7 @@ class House(Protocol):
     """The worker."""
 
     bus: Bus
+    feed: Feed
     pool: Pool
     stats: Stats
     http_door: StreamDoor
@@ -252,8 +255,7 @@ class Web:
             response.headers["Retry-After"] = str(-(-wait_ms // 1000))
             return response
         publish = lines.parse_publish(await request.read(), self._message_bytes_max)
-        if not may_publish(self._namespaces, claims, publish.channel, is_member=False):  # no connection, no membership
-            raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
+        await self._check_publish(claims, publish.channel)
         members = journal.members(claims.user, time.time_ns() // 1_000_000, publish.data)
         once = f"{claims.user} {publish.idempotency}".encode() if publish.idempotency else b""
         kept = self._namespaces.of(publish.channel).kept
@@ -279,6 +281,28 @@ class Web:
         peer = handler.address or (of_socket(sock.fileno()) if sock else UNKNOWN)
         values = headers.getall("Forwarded", ()), headers.getall("X-Forwarded-For", ())
         return self._house.sources.of_headers(peer, *values)
+
+    async def _check_publish(self, claims: Claims, channel: str) -> None:
+        """Raise PeerError unless this user may publish; for a member, one of her connections is subscribed to the channel."""
+        if not may_publish(self._namespaces, claims, channel, is_member=True):
+            raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel")
+        if self._namespaces.of(channel).publish is not Policy.MEMBERS:
+            return
+        answered: asyncio.Future[bool | Exception] = asyncio.get_running_loop().create_future()
+
+        def done(found: bool | Exception) -> None:
+            if not answered.done():
+                answered.set_result(found)
+
+        self._house.feed.presence.ask_member(claims.user, channel, done)
+        found = await answered
+        if isinstance(found, Unconfirmed):
+            raise PeerError(Close.OVERLOADED, f"nothing was published: {found}")
+        if isinstance(found, Exception):
+            raise bus_fault(found)
+        if not found:
+            reason = "not allowed to publish: none of your connections is subscribed"
+            raise PeerError(Close.FORBIDDEN, reason, "channel")
 
     async def _identify(self, request: web.Request) -> Claims:
         """Who says so and how is read as for a stream, so that nobody is two users."""

@@ -71,7 +71,7 @@ def test_the_table_of_commands_is_what_there_is() -> None:
 
 def test_every_option_with_a_limit_is_named_with_its_unit_last() -> None:
     numbers = {name for name, option in OPTIONS.items() if type(option.default) in {int, float}}
-    counts = {"workers", "listen_backlog"}
+    counts = {"workers", "listen_backlog", "presence_connections_max"}
     assert all(
         re.search(r"_(seconds|bytes)(_max)?$|_per_second$|_per_\w+_max$|^connections_max$", n) for n in numbers - counts
     )

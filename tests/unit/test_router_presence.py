@@ -13,7 +13,8 @@ from router.pipe import Done, Refused, Unconfirmed
 from router.presence import Presence
 from router.table import Table
 
-Found = dict[str, int] | Exception
+Found = dict[str, int] | int | Exception
+MOST = 5
 
 
 class Hub:
@@ -49,7 +50,7 @@ class Site:
         self.subscribed: set[bytes] = set()
         self.replies: list[tuple[Done, object]] = []
         self.is_late = False  # the answer of Redis comes behind those of the workers
-        self.presence = Presence(self, self.table, asyncio.get_running_loop())  # type: ignore[arg-type]
+        self.presence = Presence(self, self.table, asyncio.get_running_loop(), most=MOST)  # type: ignore[arg-type]
         hub.sites.append(self)
 
     def send(self, name: bytes, payload: bytes, done: Done) -> None:
@@ -63,9 +64,9 @@ class Site:
         self.subscribed |= {b"@" + user.encode(), *rooms}
         return Ear(user).enter(self.table, *rooms)
 
-    def ask(self, name: bytes) -> list[Found]:
+    def ask(self, name: bytes, within: bytes = b"") -> list[Found]:
         found: list[Found] = []
-        self.presence.ask(name, found.append)
+        self.presence.ask(name, found.append, within)
         return found
 
 
@@ -102,6 +103,65 @@ async def test_a_personal_channel(sites: list[Site]) -> None:
     assert found == [{"alice": 3}]
     nobody = asker.ask(b"@bob")
     assert nobody == [{}]
+
+
+async def test_too_many_to_be_named_are_counted(sites: list[Site]) -> None:
+    here, there, asker = sites
+    for n in range(MOST):
+        (here, there)[n % 2].enter(f"u{n}", b"room:a")
+    found = asker.ask(b"room:a")
+    here.hub.carry()
+    assert found == [{f"u{n}": 1 for n in range(MOST)}]
+    here.enter("u0", b"room:a")  # connections count, not users: so it costs nobody anything to find out
+    found = asker.ask(b"room:a")
+    here.hub.carry()
+    assert found == [MOST + 1]
+    for _ in range(MOST):
+        there.enter("u1", b"room:a")
+    found = asker.ask(b"room:a")
+    here.hub.carry()
+    assert found == [2 * MOST + 1]
+
+
+async def test_a_large_channel_is_answered_in_parts(sites: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "PART_CONNECTIONS", 2)
+    here, _, asker = sites
+    ears = [here.enter(f"u{n % 4}", b"room:a") for n in range(MOST)]
+    found = asker.ask(b"room:a")
+    here.hub.carry()
+    here.table.leave(ears[-1])  # was there when it was asked
+    assert found == []
+    for _ in range(2):
+        await asyncio.sleep(0)
+        here.hub.carry()
+    assert found == [{"u0": 2, "u1": 1, "u2": 1, "u3": 1}]
+    written: list[bytes] = []
+    asker.presence.write({f"u{n}": n for n in range(5)}, written.append)
+    for _ in range(3):
+        assert written == []
+        await asyncio.sleep(0)
+    assert written == [b'{"u0":0,"u1":1,"u2":2,"u3":3,"u4":4}']
+
+
+async def test_who_is_a_member(sites: list[Site]) -> None:
+    """Only the workers that hold the user are asked, and only about her connections."""
+    here, there, asker = sites
+    here.enter("alice", b"room:a")
+    there.enter("alice")
+    there.enter("bob", b"room:a")
+    found: list[bool | Exception] = []
+    for user, channel in (("alice", "room:a"), ("alice", "room:b"), ("bob", "@bob"), ("carol", "room:a")):
+        asker.presence.ask_member(user, channel, found.append)
+        here.hub.carry()
+    assert found == [True, False, True, False]
+    assert asker.ask(b"@alice", within=b"room:a") == []
+    here.hub.carry()
+
+
+@pytest.mark.parametrize("junk", [b"?", b"?$reply:1 2", b"?$reply:1 2 x", b"?room:a 1 1"])
+async def test_a_question_that_is_none(sites: list[Site], junk: bytes) -> None:
+    with pytest.raises(ValueError, match=r"unpack|invalid literal|nobody"):
+        sites[0].presence.asked(b"room:a", junk)
 
 
 async def test_a_worker_that_still_subscribes_and_has_nobody(sites: list[Site]) -> None:

@@ -23,10 +23,13 @@ class Feed:
         self.reader = Reader(desk, desk.keys)
         self.head = desk.now()
         self.presence = self
-        self.there: dict[str, int] | Exception = {}
+        self.there: dict[str, int] | int | Exception = {}
 
     def ask(self, name: bytes, done: Any) -> None:
         done(self.there)
+
+    def write(self, users: dict[str, int], done: Any) -> None:
+        done(orjson.dumps(users))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_a_journal_that_cannot_be_read(feed: Feed) -> None:
 
 def test_who_is_there(feed: Feed) -> None:
     found: list[bytes | Exception] = []
-    for feed.there in ({"alice": 2, 'b"ob': 1}, {}, Unconfirmed("late")):
+    for feed.there in ({"alice": 2, 'b"ob': 1}, {}, 12_000, Unconfirmed("late")):
         Lookups(feed).presence("room:a", found.append)  # type: ignore[arg-type]
-    assert found[:2] == [b',"users":{"alice":2,"b\\"ob":1}', b',"users":{}']
-    assert isinstance(found[2], Unconfirmed)
+    assert found[:3] == [b',"users":{"alice":2,"b\\"ob":1}', b',"users":{}', b',"connections":12000']
+    assert isinstance(found[3], Unconfirmed)
