@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from router import journal, position
-from router.node import Locator, open_pipe
-from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
+from router.link import DEADLINE_SECONDS, Link, Subscriber
+from router.node import Locator
+from router.pipe import BusDown, Busy, Done, Pipe, Refused, Reply, Unconfirmed, pack
 
 log = logging.getLogger("moorage.bus")
 
 PROBE_SECONDS = 1.0
 PROBES_UNANSWERED_MAX = 3  # counted, not timed: a stall of our own loop must not look like one of Redis
-DEADLINE_SECONDS = 3.0  # for each step of connecting
 STEADY_SECONDS = 5.0  # a connection that lasted this long was good: the next back-off begins anew
 LEAVE_SECONDS = 2.0  # a name without subscribers is unsubscribed after this, if it still has none
 SUBSCRIBE_CHUNK = 500
@@ -34,14 +34,6 @@ PENDING_MAX = 20_000  # publishes that wait for an answer
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
 
 __all__ = ["Bus", "BusDown", "Busy", "Refused", "Unconfirmed", "backoff"]
-
-
-class BusDown(Exception):
-    """It was not sent: the bus is down. Nobody has received it."""
-
-
-class Busy(Exception):
-    """It was not sent: too many publishes wait for their answers."""
 
 
 class Interest(Protocol):
@@ -83,22 +75,23 @@ class Bus:
         self._node, self._keys, self._interest, self._tls = node, keys, interest, tls
         self._on = listeners
         self._loop = asyncio.get_running_loop()
-        self._prefix_bytes = len(keys.prefix)
+        self._dialect, self._prefix_bytes = keys.dialect, len(keys.prefix)
         self._probe_name = b"$probe:" + worker.encode()
         self.reply_name = b"$reply:" + worker.encode()
         self._client_name = f"moorage:{worker}"
+        self._left_as = keys.dialect.unsubscribe.lower()
         self._joining: dict[bytes, int] = {}  # subscribed, the answer is under way, nobody in the table yet
         self._leaving: dict[bytes, float] = {}  # subscribed, nobody in the table any more, since
         self._left: set[bytes] = set()  # unsubscribed, the answer is under way
         self._batch: list[tuple[Sequence[bytes], Callable[[bytes | None], None]]] = []  # joins of this turn
         self._fresh: list[bytes] = []  # names to subscribe for them
         self._orphans: list[bytes] = []  # names joined while the bus was down, the table may not have them yet
-        self._subscriber: Pipe | None = None
+        self._link: Link | None = None
+        self._subscriber: Subscriber | None = None
         self._publisher: Pipe | None = None
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
         self._published = b""  # the newest position that was answered
-        self._paused = False
         self._probes = 0  # sent
         self._probe = 0  # the newest that came back
 
@@ -107,6 +100,12 @@ class Bus:
     def healthy(self) -> bool:
         """True while a probe written to Redis keeps coming back in time."""
         return self.connected and not self._refusal and self._probes - self._probe < PROBES_UNANSWERED_MAX
+
+    def fault(self) -> str:
+        """Return what is wrong with the bus; "" when nothing is."""
+        if not self.connected:
+            return "the bus is down"
+        return "" if self.healthy() else "the bus does not answer"
 
     def join(self, names: Sequence[bytes], done: Callable[[bytes | None], None]) -> None:
         """Subscribe `names`; `done` gets the position where that begins, None when the bus is down.
@@ -149,7 +148,7 @@ class Bus:
         elif len(pipe) >= PENDING_MAX or pipe.full:
             done(Busy(f"{len(pipe)} publishes are waiting for Redis"))
         elif retention is None:
-            pipe.send(pack((b"PUBLISH", self._keys.channel(name), members)), done)
+            pipe.send(pack((self._dialect.publish, self._keys.channel(name), members)), done)
         else:
 
             def answered(reply: Reply) -> None:
@@ -157,7 +156,7 @@ class Bus:
                     self._published = reply
                 elif isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
                     args = self._keys.publish_args(name, members, retention, once)
-                    pipe.send(pack((b"EVAL", journal.PUBLISH, *args)), answered)
+                    pipe.send(pack((b"EVAL", self._dialect.publishing, *args)), answered)
                     return
                 done(reply)
 
@@ -165,7 +164,7 @@ class Bus:
 
     def send(self, name: bytes, payload: bytes, done: Done) -> None:
         """Publish `payload` as it is, to other workers; `done` gets how many subscribers heard it, or an exception."""
-        self.ask((b"PUBLISH", self._keys.channel(name), payload), done)
+        self.ask((self._dialect.publish, self._keys.channel(name), payload), done)
 
     def ask(self, command: tuple[bytes, ...], done: Done) -> None:
         """Send a command that reads; `done` gets its reply, or an exception."""
@@ -190,14 +189,13 @@ class Bus:
 
     def pause(self, paused: bool) -> None:
         """Stop receiving, or go on: when more is waiting for the subscribers than we want to hold."""
-        if paused != self._paused and self._subscriber is not None:
-            self._paused = paused
-            self._subscriber.pause(paused)
+        if self._link is not None:
+            self._link.pause(paused)
 
     @property
     def paused(self) -> bool:
         """True while we do not want to receive."""
-        return self._paused
+        return self._link is not None and self._link.paused
 
     # Connecting, and staying connected.
 
@@ -225,15 +223,8 @@ class Bus:
     async def _connect(self) -> None:
         """Make both pipes and subscribe everything. Raises: OSError, ValueError, Refused, Unconfirmed."""
         self._lost = self._loop.create_future()
-        self._refusal, self._paused, self._probes, self._probe = "", False, 0, 0
-        subscriber = self._subscriber = Pipe(self._pushed, self._on.batch, self._close)
-        publisher = self._publisher = Pipe(lambda _push: None, lambda: None, self._close)
-        node = await self._node.locate()
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            for pipe in (subscriber, publisher):
-                await open_pipe(pipe, node, self._tls, self._client_name)
-            for script in journal.SCRIPTS.values():
-                await publisher.ask("SCRIPT", "LOAD", script)
+        self._refusal, self._probes, self._probe = "", 0, 0
+        subscriber = self._subscriber = await self._attach()
         for names in (self._joining, self._left, self._orphans):
             names.clear()
         await self._subscribe(subscriber, [self._probe_name, self.reply_name, b"$control"])
@@ -250,13 +241,27 @@ class Bus:
         log.info("bus at %s: connected", self._node.address)
         self._on.restored(position)
 
-    async def _subscribe(self, pipe: Pipe, names: Sequence[bytes]) -> bytes:
+    async def _attach(self) -> Subscriber:
+        """Connect, and return what subscribes. Raises: as `_connect`."""
+        link = self._link = Link(self.pushed, self._on.batch, self._close)
+        await link.open(await self._node.locate(), self._tls, self._client_name)
+        self._publisher = link.publisher
+        return link.subscriber
+
+    def _detach(self, why: str) -> None:
+        """Leave the link; everything that waits for an answer there is answered."""
+        link, self._link = self._link, None
+        self._subscriber = self._publisher = None
+        if link is not None:
+            link.close(why)
+
+    async def _subscribe(self, pipe: Subscriber, names: Sequence[bytes]) -> bytes:
         """Subscribe `names` and wait until that is done; return the position then."""
         position: Reply = b""
         for start in range(0, len(names) or 1, SUBSCRIBE_CHUNK):
-            self._push(pipe, b"SUBSCRIBE", names[start : start + SUBSCRIBE_CHUNK])
+            self._push(pipe, self._dialect.subscribe, names[start : start + SUBSCRIBE_CHUNK])
             async with asyncio.timeout(DEADLINE_SECONDS):
-                position = await pipe.ask(b"EVAL", journal.NOW, *self._now_args())
+                position = await pipe.ask(b"EVAL", self._dialect.now, *self._now_args())
         assert isinstance(position, bytes)
         return position
 
@@ -264,11 +269,15 @@ class Bus:
         """Probe until the connection is lost."""
         while not self._lost.done():
             if self._probes - self._probe >= PROBES_UNANSWERED_MAX:
-                self._close(f"{PROBES_UNANSWERED_MAX} probes, one every {PROBE_SECONDS:g} s, did not come back")
+                self._give_up(f"{PROBES_UNANSWERED_MAX} probes, one every {PROBE_SECONDS:g} s, did not come back")
                 break
             self._send_probe()
             self._send_leaves()
             await asyncio.wait([self._lost], timeout=PROBE_SECONDS)
+
+    def _give_up(self, why: str) -> None:
+        """The connection is there, and nothing comes."""
+        self._close(why)
 
     def _close(self, why: str) -> None:
         """Take the bus down; everything that waits is answered."""
@@ -277,11 +286,7 @@ class Bus:
         if self.connected:
             self.connected = False
             self._on.lost()
-        pipes = self._subscriber, self._publisher
-        self._subscriber = self._publisher = None
-        for pipe in pipes:
-            if pipe is not None:
-                pipe.close(why)
+        self._detach(why)
         batch, self._batch = self._batch, []
         self._fresh.clear()
         for _, done in batch:
@@ -298,7 +303,7 @@ class Bus:
 
     # The pipes.
 
-    def _push(self, pipe: Pipe, verb: bytes, names: Sequence[bytes]) -> None:
+    def _push(self, pipe: Subscriber, verb: bytes, names: Sequence[bytes]) -> None:
         for start in range(0, len(names), SUBSCRIBE_CHUNK):
             pipe.push(pack((verb, *map(self._keys.channel, names[start : start + SUBSCRIBE_CHUNK]))))
 
@@ -307,7 +312,7 @@ class Bus:
         batch, self._batch = self._batch, []
         if pipe is None or not batch:
             return
-        self._push(pipe, b"SUBSCRIBE", self._fresh)
+        self._push(pipe, self._dialect.subscribe, self._fresh)
         self._fresh.clear()
 
         def joined(reply: Reply) -> None:
@@ -324,7 +329,7 @@ class Bus:
             # only now can a name be seen to have been joined for nobody
             self.leave(name for names, _ in batch for name in names)
 
-        pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), joined)
+        pipe.send(pack((b"EVAL", self._dialect.now, *self._now_args())), joined)
 
     def _send_leaves(self) -> None:
         now = self._loop.time()
@@ -334,7 +339,7 @@ class Bus:
         names = [name for name in due if name not in self._interest and name not in self._joining]
         self._left.update(names)
         if self._subscriber is not None:
-            self._push(self._subscriber, b"UNSUBSCRIBE", names)
+            self._push(self._subscriber, self._dialect.unsubscribe, names)
 
     def _send_probe(self) -> None:
         """Publish to ourselves, by way of a write: a Redis that refuses writes does not deliver either."""
@@ -345,13 +350,13 @@ class Bus:
         probe = self._probes
 
         def written(reply: Reply) -> None:
-            if not isinstance(reply, Unconfirmed):
+            if pipe is self._publisher and not isinstance(reply, Unconfirmed):
                 self._refuse(str(reply) if isinstance(reply, Refused) else "")
-            if self._paused:  # we do not read on the pipe where it comes back
+            if self.paused:  # we do not read on the pipe where it comes back
                 self._probe = max(self._probe, probe)
 
-        pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), written)
-        pipe.send(pack((b"PUBLISH", self._keys.channel(self._probe_name), b"%d" % probe)))
+        pipe.send(pack((b"EVAL", self._dialect.now, *self._now_args())), written)
+        pipe.send(pack((self._dialect.publish, self._keys.channel(self._probe_name), b"%d" % probe)))
 
     def _refuse(self, refusal: str) -> None:
         if refusal and refusal != self._refusal:
@@ -360,9 +365,10 @@ class Bus:
             log.info("bus at %s: Redis takes writes again", self._node.address)
         self._refusal = refusal
 
-    def _pushed(self, push: Sequence[bytes]) -> None:
+    def pushed(self, push: Sequence[bytes]) -> None:
+        """Redis has sent something unasked."""
         kind = push[0]
-        if kind == b"message":
+        if kind == self._dialect.message:
             name = push[1][self._prefix_bytes :]
             try:
                 if name[:1] != b"$":
@@ -375,7 +381,7 @@ class Bus:
                     self._on.control(push[2])
             except ValueError:  # others may publish there, and what they send must not break the pipe
                 log.exception("bus at %s: on %r came no message of ours: %.200r", self._node.address, name, push[2])
-        elif kind == b"unsubscribe":
+        elif kind == self._left_as:
             self._unsubscribed(push[1][self._prefix_bytes :])
 
     def _unsubscribed(self, name: bytes) -> None:
@@ -394,5 +400,5 @@ class Bus:
                 else:
                     self._close(f"cannot subscribe {name!r} again: {reply}")
 
-            self._push(pipe, b"SUBSCRIBE", [name])
-            pipe.send(pack((b"EVAL", journal.NOW, *self._now_args())), joined)
+            self._push(pipe, self._dialect.subscribe, [name])
+            pipe.send(pack((b"EVAL", self._dialect.now, *self._now_args())), joined)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
-from router import journal, position
+from router import journal, position, vector
 from router.bus import Bus
 from router.carousel import Carousel
 from router.hold import LATER, Hold, Item, Join, Payload
@@ -26,6 +26,7 @@ from router.repair import Found, Repair
 from router.replay import Reader
 from router.rosters import Rosters
 from router.table import Channel, Table
+from router.vector import Vector
 from router.watchers import Watchers
 
 log = logging.getLogger("moorage.feed")
@@ -73,6 +74,7 @@ class Feed:
         self.followers: Sequence[Follower] = ()
         self.is_durable: Callable[[bytes], bool] = lambda _name: True  # of a channel: otherwise no gap is told here
         self._table, self._carousel = table, carousel
+        self._out = carousel.add  # the way on, of messages and gaps
         self._later, self._on_lag, self._on_waiting = later, on_lag, on_waiting
         self._lag_shown = False
         self._spinning = False
@@ -91,14 +93,26 @@ class Feed:
         self._lapsed: set[bytes] = set()  # the names that Redis has unsubscribed: their holes have no end yet
         self._repair: Repair | None = None
 
+    def read(self, text: vector.Text) -> Vector | None:
+        """Read a position of a client; None when it is none."""
+        return vector.parse(text, 1)
+
     # Who is subscribed.
+
+    def has(self, _name: bytes) -> bool:
+        """Tell whether a channel comes this way."""
+        return True
+
+    def _mine(self) -> Iterable[bytes]:
+        """Every name in the table that comes this way."""
+        return self._table.names()
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._table or name in self._entering
 
     def names(self) -> Iterable[bytes]:
         """Every name that the bus has to be subscribed to."""
-        yield from self._table.names()
+        yield from self._mine()
         yield from list(self._entering)
 
     def join(self, names: Sequence[bytes], done: Joined) -> None:
@@ -188,7 +202,7 @@ class Feed:
             upto = passed  # came behind `at`, and before we were called
         if after is None or after.epoch != upto.epoch:
             self.head = str(upto).encode()
-            self._tell_gaps(self._table.names())
+            self._tell_gaps(self._mine())
         elif after.id.number < upto.id.number:
             self._all_broken = True
             self._begin_hold(upto.id)
@@ -241,7 +255,7 @@ class Feed:
     def _behind(self, after: Id) -> Iterator[tuple[bytes, Id]]:
         """Where the hole of each channel begins."""
         yield from self._broken.items()
-        for name in self._table.names() if self._all_broken else ():
+        for name in self._mine() if self._all_broken else ():
             if name not in self._broken:
                 yield name, after
 
@@ -299,7 +313,7 @@ class Feed:
             self._lag_shown = True
             self._on_lag(message)
         if channel is not None:
-            self._carousel.add(channel, message)
+            self._out(channel, message)
 
     def _fill(self, channel: Channel, payload: bytes, before: bytes) -> None:
         """The message before this one never came: get it first."""
@@ -321,7 +335,7 @@ class Feed:
         else:
             self.head = message.position
         if channel is not None:
-            self._carousel.add(channel, message)
+            self._out(channel, message)
 
     def _tell_gap(self, name: bytes, head: Position, after: Id) -> None:
         """Tell the subscribers of `name`, where the stream is at `head`, that something is lacking behind `after`."""
@@ -330,12 +344,17 @@ class Feed:
             at = head if after.number >= head.id.number else head.but(name, after)
             channel.last = b""
             self.gaps += len(channel.sinks)
-            self._carousel.add(channel, Message(b"gap", name, str(at).encode(), b""))
+            self._out(channel, Message(b"gap", name, str(at).encode(), b""))
 
     def _tell_gaps(self, names: Iterable[bytes]) -> None:
         head = self._head()
         for name in names:
             self._tell_gap(name, head, head.id)
+
+    @property
+    def here(self) -> bytes:
+        """The head, as a client is told it."""
+        return self.head
 
     @property
     def is_steady(self) -> bool:
@@ -347,7 +366,7 @@ class Feed:
         channel = self._table.find(name)
         if channel is not None:
             for each in members:
-                self._carousel.add(channel, Message(op, name, self.head, each))
+                self._out(channel, Message(op, name, self.head, each))
             self.batch()
 
     def _spin(self) -> None:

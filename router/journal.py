@@ -2,7 +2,7 @@
 
 A position is `epoch-milliseconds-number`. The number is one sequence for the whole Redis, so one position covers all
 channels of a connection; milliseconds, which never run backwards, let a stream be trimmed by age; the epoch is drawn
-when Redis has no clock, which is when it has lost its data. On the bus a message is
+when Redis has no clock, which is when it has lost its data. In a cluster all of this is per shard. On the bus a message is
 
     b'<position> <id of the one before it in its channel> <members>'      durable
     b'<members>'                                                          live-only: members begin with a comma
@@ -26,8 +26,31 @@ from router.position import Position
 PUBLISH = (files("router") / "publish.lua").read_bytes()
 NOW = (files("router") / "now.lua").read_bytes()
 MISSED = (files("router") / "missed.lua").read_bytes()
-SCRIPTS = {hashlib.sha1(script).hexdigest().encode(): script for script in (PUBLISH, MISSED)}  # as EVALSHA names them
-PUBLISH_SHA, MISSED_SHA = SCRIPTS
+_HOME = (files("router") / "home.lua").read_bytes()
+
+
+def _sha(script: bytes) -> bytes:
+    """Return what EVALSHA calls a script."""
+    return hashlib.sha1(script).hexdigest().encode()
+
+
+class Dialect(NamedTuple):
+    """What the bus is called by the server: its commands, the pushes that they bring, and the scripts that use them."""
+
+    subscribe: bytes
+    unsubscribe: bytes
+    publish: bytes
+    message: bytes
+    publishing: bytes  # the script PUBLISH
+    publishing_sha: bytes
+    now: bytes  # the script NOW
+
+
+PLAIN = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", b"PUBLISH", b"message", PUBLISH, _sha(PUBLISH), NOW)
+_SPUBLISH = _HOME + PUBLISH.replace(b"redis.call('PUBLISH'", b"redis.call('SPUBLISH'")
+SHARDED = Dialect(b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"SPUBLISH", b"smessage", _SPUBLISH, _sha(_SPUBLISH), _HOME + NOW)
+SCRIPTS = {_sha(script): script for script in (PUBLISH, _SPUBLISH, MISSED)}  # as EVALSHA names them
+PUBLISH_SHA, MISSED_SHA = _sha(PUBLISH), _sha(MISSED)
 
 RESUME_SECONDS_MAX = 7 * 24 * 3600  # how long it is remembered that a channel had a last message
 ONCE_SECONDS_MAX = 300  # how long an idempotency key keeps a message from being published again
@@ -41,9 +64,10 @@ class Retention(NamedTuple):
 
 
 class Keys:
-    """Where the journal is kept in Redis, below a prefix."""
+    """Where the journal is kept in Redis, below a prefix; that of a shard ends with its tag in braces."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, dialect: Dialect = PLAIN) -> None:
+        self.dialect = dialect
         self.prefix = prefix.encode()
         self.clock = self.prefix + b"$clock"
         self._stream = self.prefix + b"$stream:"
@@ -54,7 +78,7 @@ class Keys:
         self._sizes = tuple(map(len, (self._stream, self._last, once, self.prefix)))
         self._publish = b"".join(
             [
-                b"*14\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n4\r\n" % PUBLISH_SHA,
+                b"*14\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n4\r\n" % dialect.publishing_sha,
                 b"$%d\r\n%b\r\n" % (len(self.clock), self.clock.replace(b"%", b"%%")),
                 b"$%%d\r\n%b%%b\r\n" % begins[0],
                 b"$%%d\r\n%b%%b\r\n" % begins[1],

@@ -54,7 +54,9 @@ class Node(Protocol):
         """The number that is SELECTed."""
 
 
-async def open_pipe(pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str) -> None:
+async def open_pipe(
+    pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str, *, replica_too: bool = False
+) -> None:
     """Connect `pipe` to `node` and sign in; `name` is how the connection shows in Redis's CLIENT LIST.
 
     Raises: OSError; ValueError for a host that cannot be one; Refused, also by one that is too old or no master; Unconfirmed.
@@ -67,7 +69,8 @@ async def open_pipe(pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: st
     auth = ("AUTH", node.username or "default", node.password) if node.password else ()
     hello = await pipe.ask("HELLO", 3, *auth, "SETNAME", name)
     check_version(hello)
-    check_role(hello)
+    if not replica_too:
+        check_role(hello)
     if node.database:
         await pipe.ask("SELECT", node.database)
 

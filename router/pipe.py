@@ -10,6 +10,14 @@ from typing import cast
 import hiredis
 
 
+class BusDown(Exception):
+    """It was not sent: the bus is down. Nobody has received it."""
+
+
+class Busy(Exception):
+    """It was not sent: too many publishes wait for their answers."""
+
+
 class Refused(Exception):
     """Redis answered with an error; the text is Redis's."""
 
@@ -79,6 +87,11 @@ class Pipe(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(command)
+
+    def forget_one(self) -> None:
+        """The next answer has come already: nobody waits for it any more."""
+        if self._waiting:
+            self._waiting.popleft()
 
     async def ask(self, *command: bytes | str | int) -> Reply:
         """Send one command and wait for its reply.

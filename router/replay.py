@@ -48,6 +48,16 @@ class Asks(Protocol):
         """Send a command; `done` gets its reply, or an exception."""
 
 
+class Pages(Protocol):
+    """A reader, or those of all shards."""
+
+    def page(
+        self, name: bytes, epoch: str, after: Id, upto: Id, done: Callable[[Page | Exception], None], *,
+        bytes_max: int = PAGE_BYTES_MAX,
+    ) -> None:  # fmt: skip
+        """See `Reader.page`."""
+
+
 class Reader:
     """Reads the journal for one worker. Times are seconds since the epoch where they are compared with ids."""
 
@@ -177,14 +187,16 @@ class Missed:
     all channels together are about as large as one page of a single channel may be.
     """
 
-    def __init__(self, reader: Reader, epoch: str, starts: dict[bytes, Id], upto: Id) -> None:
+    def __init__(
+        self, reader: Pages, epoch: str, starts: dict[bytes, Id], upto: Id, *, bytes_max: int = PAGE_BYTES_MAX
+    ) -> None:
         self.gaps: list[bytes] = []  # channels of which something is no longer held
         self._reader = reader
         self._epoch = epoch
         self._after = dict(starts)  # where the next page begins, of the channels that may have one
         self._ahead: dict[bytes, deque[Entry]] = {}  # read, and not handed out
         self._upto = upto
-        self._bytes_max = max(PAGE_BYTES_MIN, PAGE_BYTES_MAX // max(1, len(starts)))
+        self._bytes_max = max(PAGE_BYTES_MIN, bytes_max // max(1, len(starts)))
 
     @property
     def is_done(self) -> bool:

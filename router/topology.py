@@ -5,35 +5,25 @@ And a redis-py client of it, for low-rate work.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import Connection, RedisSSLContext, SSLConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.asyncio.connection import RedisSSLContext, parse_url
 
-from router import sentinel
-from router.bus import BusDown
-from router.pipe import Refused, Unconfirmed
+from router import sentinel, site
 from router.sentinel import Sentinels
+from router.site import Site
 
 SENTINEL = "redis+sentinel"
-SCHEMES = ("redis", "rediss", "unix", SENTINEL)
+SCHEMES = ("redis", "rediss", "unix", SENTINEL, site.SCHEME)
 PORT = 6379
-CLIENT_SECONDS_MAX = 3.0
-CLIENT_CONNECTIONS_MAX = 16
 MASK = "***"
 
-_SSL = "ssl_"
+SSL = "ssl_"
 _OPTIONS = {"db", "username", "password"}
 _SSL_OPTIONS = {
     "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname",
@@ -41,9 +31,6 @@ _SSL_OPTIONS = {
 }  # fmt: skip
 _CERT_REQS = ("required", "optional", "none")
 _SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password", "tls"}
-
-
-Client: TypeAlias = Redis
 
 
 class Node(NamedTuple):
@@ -77,17 +64,23 @@ class Node(NamedTuple):
         return f"Node({self.address!r}, tls={self.tls}, database={self.database}{user}{secret})"
 
 
-Place: TypeAlias = Node | Sentinels
+Place: TypeAlias = Node | Sentinels | Site
 
 
 def parse(url: str) -> Place:
     """Read `redis://[user:password@]host[:port][/db]`, `rediss://` with redis-py's `ssl_` options, `unix://path?db=`.
 
-    And `redis+sentinel://[user:password@]host[:port][,host[:port]...]/master[/db]`: see `_parse_sentinel`.
-    Raises: ValueError, with what was found and what is wanted, never with a password.
+    And `redis+sentinel://[user:password@]host[:port][,host[:port]...]/master[/db]`: see `_parse_sentinel`; and
+    `redis+cluster://`: see `router.site`. Raises: ValueError, with what was found and what is wanted, never with a password.
     """
     if url.startswith(f"{SENTINEL}://"):
         return _parse_sentinel(url)
+    if site.is_site(url):
+        return site.parse(url, _one)
+    return _one(url)
+
+
+def _one(url: str) -> Node:
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         accepted = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -167,7 +160,7 @@ def _node(scheme: str, found: Mapping[str, Any]) -> Node:
         found.get("username"),
         found.get("password"),
         database,
-        {name.removeprefix(_SSL): value for name, value in found.items() if name.startswith(_SSL)},
+        {name.removeprefix(SSL): value for name, value in found.items() if name.startswith(SSL)},
     )
 
 
@@ -201,114 +194,17 @@ def _check_options(query: str, allowed: set[str]) -> None:
             raise ValueError(f"{name}: found {value!r}, want one of {', '.join(_CERT_REQS)}")
 
 
-def ssl_context(node: Place) -> ssl.SSLContext:
-    """The context that redis-py would use for `node`, for a pipe that is not redis-py's. Reads certificate files.
+def ssl_context(place: Place) -> ssl.SSLContext:
+    """The context that redis-py would use for `place`, for a pipe that is not redis-py's. Reads certificate files.
 
     Raises: ValueError naming what could not be used.
     """
+    node = place.common if isinstance(place, Site) else place
     options = {"cert_reqs": "required", "check_hostname": True, **node.tls_options}
     for name in ("ca_certs", "ca_path", "certfile", "keyfile"):
         if (path := options.get(name)) and not Path(path).exists():
-            raise ValueError(f"{_SSL}{name}: found no file {path!r}")
+            raise ValueError(f"{SSL}{name}: found no file {path!r}")
     try:
         return RedisSSLContext(**options).get()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ValueError(f"TLS options {', '.join(_SSL + name for name in node.tls_options)}: {error}") from error
-
-
-def client(
-    url: str, *, timeout_seconds: float = CLIENT_SECONDS_MAX, connections_max: int = CLIENT_CONNECTIONS_MAX
-) -> Client:
-    """A redis-py client of `url`, connected when first used; `await client.aclose()` when done.
-
-    It never sends a command twice: after a cut nobody knows whether a publish arrived, so the caller must be told.
-    More than `connections_max` commands at a time wait for one another.
-
-    Raises: ValueError as `parse` does.
-    """
-    place = parse(url)
-    settings: dict[str, Any] = {
-        "max_connections": connections_max,
-        "timeout": timeout_seconds,
-        "socket_timeout": timeout_seconds,
-        "socket_connect_timeout": timeout_seconds,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if isinstance(place, Node):
-        return Redis.from_pool(BlockingConnectionPool.from_url(url, **settings))
-    kind, node = _TlsMasterConnection if place.tls else _MasterConnection, place.node
-    settings |= {_SSL + name: value for name, value in place.tls_options.items()}
-    settings |= {"username": node.username, "password": node.password, "db": node.database}
-    settings["redis_connect_func"] = _enter_master
-    return Redis.from_pool(BlockingConnectionPool(connection_class=kind, sentinels=place, **settings))
-
-
-class _MasterConnection(Connection):
-    """Goes where the sentinels say that the master is, each time it connects."""
-
-    def __init__(self, *, sentinels: Sentinels, **settings: Any) -> None:  # noqa: ANN401  # redis-py's
-        super().__init__(**settings)
-        self._sentinels = sentinels
-
-    async def _connect(self) -> None:
-        node = await self._sentinels.locate()
-        self.host, self.port = node.host, node.port
-        await super()._connect()  # type: ignore[no-untyped-call]
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Leave one that has been demoted, so that the next command goes to its successor."""
-        try:
-            return await super().read_response(*args, **options)
-        except ReadOnlyError:
-            await self.disconnect()
-            raise
-
-
-async def _enter_master(connection: _MasterConnection) -> None:
-    """Sign in, and see whether it is the master."""
-    await connection.on_connect()
-    await connection.send_command("ROLE")
-    role, *_ = await connection.read_response()
-    if role not in (b"master", "master"):
-        raise RedisConnectionError(f"found a replica at {connection.host}:{connection.port}, want the master")
-
-
-class _TlsMasterConnection(_MasterConnection, SSLConnection):
-    pass
-
-
-class Ask(Protocol):
-    """Sends one command and returns the reply, bytes and integers as Redis sent them."""
-
-    async def __call__(self, *command: bytes | str | int) -> Any:  # noqa: ANN401  # what comes depends on the command
-        """Raises what `reaching` turns into its own."""
-
-
-@asynccontextmanager
-async def reaching(redis: Client, seconds: float) -> AsyncIterator[Ask]:
-    """One live connection of `redis`, for commands that take at most `seconds` together.
-
-    Connecting is a step of its own, so that it is known whether anything was sent.
-
-    Raises: BusDown, Refused, Unconfirmed; with several commands inside, of the one that failed.
-    """
-    deadline = asyncio.get_running_loop().time() + seconds
-    try:
-        async with asyncio.timeout_at(deadline):
-            connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-    except (RedisError, OSError) as error:  # TimeoutError is an OSError
-        raise BusDown(str(error) or f"no connection to Redis in {seconds:g} s") from error
-
-    async def ask(*command: bytes | str | int) -> Any:  # noqa: ANN401
-        await connection.send_command(*command)
-        return await connection.read_response()  # on any error, a deadline too, the connection is closed
-
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield ask
-    except (ResponseError, BusyLoadingError) as error:
-        raise Refused(str(error)) from error
-    except (RedisError, OSError) as error:
-        raise Unconfirmed(str(error) or f"no answer in {seconds:g} s") from error
-    finally:
-        await redis.connection_pool.release(connection)
+        raise ValueError(f"TLS options {', '.join(SSL + name for name in node.tls_options)}: {error}") from error

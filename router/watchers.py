@@ -23,8 +23,11 @@ Names = set[bytes] | None  # None: all of its channels
 class Stage(Protocol):
     """The feed: where the stream is."""
 
-    head: bytes
     gaps: int  # told
+
+    @property
+    def here(self) -> bytes:
+        """The head, as a client is told it."""
 
     @property
     def is_steady(self) -> bool:
@@ -34,8 +37,12 @@ class Stage(Protocol):
 class Watchers:
     """The watchers of one worker. `later` is loop.call_soon."""
 
-    def __init__(self, stage: Stage, carousel: Carousel, namespaces: Namespaces, later: Callable[..., object]) -> None:
+    def __init__(
+        self, stage: Stage, carousel: Carousel, namespaces: Namespaces, later: Callable[..., object], *,
+        comes_here: Callable[[bytes], bool] = lambda _name: True,
+    ) -> None:  # fmt: skip
         self._stage, self._carousel, self._namespaces, self._later = stage, carousel, namespaces, later
+        self._comes_here = comes_here  # whether a channel is in the shard of this feed
         self._watched: dict[Sink, Names] = {}
         self._untold: dict[Sink, Names] = {}  # those who have to be told, and of what
 
@@ -88,11 +95,11 @@ class Watchers:
                 if sink in self._untold:  # telling another may have ended it
                     names = list(self._lacking(sink, self._untold.pop(sink)))
                     self._stage.gaps += len(names)
-                    self._carousel.tell(sink, [Message(b"gap", name, self._stage.head, b"") for name in names])
+                    self._carousel.tell(sink, [Message(b"gap", name, self._stage.here, b"") for name in names])
             self._later(self.tick)
 
     def _lacking(self, sink: Sink, names: Names) -> Iterator[bytes]:
         """Yield the live-only channels of `sink`, those of `names` only."""
         for name in (b"@" + sink.user.encode(), *(channel.name for channel in sink.channels)):
-            if (names is None or name in names) and not self.is_durable(name):
+            if (names is None or name in names) and self._comes_here(name) and not self.is_durable(name):
                 yield name

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from router import topology
+from router import clients
 from server import limits, lines, metrics, options
 from server.backend import BUS_SECONDS_MAX, Backend
 from server.close import Close, PeerError
@@ -64,7 +64,7 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
     # the supervisor says INT when the workers are gone.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    redis = topology.client(redis_url, timeout_seconds=BUS_SECONDS_MAX)
+    redis = clients.client(redis_url, timeout_seconds=BUS_SECONDS_MAX)
     app = make_app(
         pages,
         Backend(redis, config.redis_prefix, config.namespaces, presence_max=config.presence_connections_max),

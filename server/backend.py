@@ -1,7 +1,7 @@
 """What the admin port does on the bus for backends: publish, read history, ask who is there, disconnect a user.
 
-Through redis-py, because it is low-rate work in a process of its own. A namespace whose policy is `nobody` is closed to
-backends too; the globs of tokens do not concern them.
+Through a client of its own (redis-py's, where Redis is one server), because it is low-rate work in a process of its own. A
+namespace whose policy is `nobody` is closed to backends too; the globs of tokens do not concern them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from itertools import count
 
 import orjson
 
-from router import journal, position, topology
+from router import clients, journal, position, vector
 from router.bus import BusDown
-from router.namespaces import Namespaces, Policy
+from router.namespaces import Namespaces, Policy, personal
 from router.pipe import Refused, Unconfirmed
 from router.presence import Found, Tally, question
 from router.replay import newest_command, newest_entries
+from router.vector import Vector, shard_of
 from server import limits
 from server.access import backend_may_publish
 from server.close import Close, PeerError
@@ -30,7 +31,7 @@ from server.requests import bus_fault
 BUS_SECONDS_MAX = 3.0  # for what one request asks of the bus
 # Each holds a connection to hear the answers and asks on another: fewer than half of the client's connections, so that
 # two questions never wait for each other's.
-QUESTIONS_MAX = topology.CLIENT_CONNECTIONS_MAX // 4
+QUESTIONS_MAX = clients.CONNECTIONS_MAX // 4
 
 
 class Backend:
@@ -41,14 +42,14 @@ class Backend:
 
     def __init__(
         self,
-        redis: topology.Client,
+        redis: clients.Client,
         prefix: str,
         namespaces: Namespaces,
         *,
         presence_max: int = limits.PRESENCE_CONNECTIONS_MAX,
     ) -> None:
         self._redis = redis
-        self._keys = journal.Keys(prefix)
+        self._keys = clients.keys(redis, prefix)
         self._namespaces = namespaces
         self._reply_name = b"$reply:admin-%016x" % random.SystemRandom().getrandbits(64)  # no other process has it
         self._numbers = count(1)
@@ -69,7 +70,7 @@ class Backend:
         once = b" " + idempotency.encode() if idempotency else b""  # no user's name begins with a space
         positions: dict[str, str | None] = {}
         try:
-            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
+            async with clients.reaching(self._redis, BUS_SECONDS_MAX) as ask:
                 for name in channels:
                     positions[name] = await self._publish(ask, name, members, once)
         except (BusDown, Refused, Unconfirmed) as error:
@@ -79,14 +80,15 @@ class Backend:
             raise refusal from error
         return positions
 
-    async def _publish(self, ask: topology.Ask, name: str, members: bytes, once: bytes) -> str | None:
-        kept = self._namespaces.of(name).kept
+    async def _publish(self, ask: clients.Ask, name: str, members: bytes, once: bytes) -> str | None:
+        kept, keys = self._namespaces.of(name).kept, self._keys_of(name.encode())
         if kept is None:
-            await ask("PUBLISH", self._keys.channel(name.encode()), members)
+            await ask(keys.dialect.publish, keys.channel(name.encode()), members)
             return None
-        args = self._keys.publish_args(name.encode(), members, kept, once=once)
-        found: bytes = await ask("EVAL", journal.PUBLISH, *args)
-        return found.decode()
+        args = keys.publish_args(name.encode(), members, kept, once=once)
+        found: bytes = await ask("EVAL", keys.dialect.publishing, *args)
+        at = position.parse(found)
+        return str(vector.nowhere(len(self._keys)).at(name.encode(), at)) if at else None
 
     async def history(self, channel: str, after: str | None, limit: int) -> bytes:
         """Return at most `limit` messages, those behind the position `after` or the newest, and where they end.
@@ -99,11 +101,20 @@ class Backend:
         name = channel.encode()
         async with self._reading() as ask:
             # First: where nothing is found, nothing that comes later may be before the position that is answered.
-            head = position.parse(await ask("EVAL", journal.NOW, *self._keys.now_args(None)))
-            since = behind(after, head)
-            id = since.of(name) if since else None
-            reply = await ask(*newest_command(self._keys, name, id, limit))
-        return history_members(newest_entries(name, head.epoch if head else "", id, reply), after, head)
+            head = await self._head(ask, name)
+            since = behind(after, vector.parse(after, len(self._keys)), head, name)
+            reply = await ask(*newest_command(self._keys_of(name), name, since, limit))
+        return history_members(newest_entries(name, head.part(name).epoch, since, reply), after, head)
+
+    async def _head(self, ask: clients.Ask, name: bytes) -> Vector:
+        """Return where the stream is now; of the shards where `name` is not, those that answer."""
+        asked = [ask("EVAL", keys.dialect.now, *keys.now_args(None)) for keys in self._keys]
+        found = await asyncio.gather(*asked, return_exceptions=len(asked) > 1)
+        own = found[shard_of(name, len(found))]
+        if isinstance(own, BaseException):
+            raise own
+        unknown = vector.nowhere(1).parts[0]
+        return Vector(tuple((position.parse(at) if isinstance(at, bytes) else None) or unknown for at in found))
 
     async def presence(self, channel: str) -> Found:
         """Return the users in a channel, and with how many connections each. Every worker with subscribers is asked.
@@ -124,18 +135,15 @@ class Backend:
         finally:
             self._questions.release()
 
-    async def _ask_workers(self, ask: topology.Ask, name: bytes) -> Found:
+    async def _ask_workers(self, ask: clients.Ask, name: bytes) -> Found:
         """Ask as a worker does (`router.presence`): Redis says how many were asked, and each answers for itself."""
         number = b"%d" % next(self._numbers)
-        tally = Tally(self._presence_max)
+        tally, keys = Tally(self._presence_max), self._keys_of(name)
         payload = question(self._reply_name, number, self._presence_max)
-        async with self._redis.pubsub() as answers:
-            await answers.subscribe(self._keys.channel(self._reply_name))
-            await answers.get_message(timeout=None)  # subscribed
-            awaited = await ask("PUBLISH", self._keys.channel(name), payload)
+        async with clients.listening(self._redis, keys.channel(self._reply_name)) as answers:
+            awaited = await ask(keys.dialect.publish, keys.channel(name), payload)
             while tally.heard < awaited:
-                answer = await answers.get_message(timeout=None)
-                asked, _, part = answer["data"].partition(b" ")
+                asked, _, part = (await answers()).partition(b" ")
                 if asked == number:  # all questions under way are answered on one channel
                     tally.add(part)
         return tally.found()
@@ -143,23 +151,27 @@ class Backend:
     async def disconnect(self, user: str, *, reconnect: bool) -> int:
         """End all connections of `user`; return how many workers were told."""
         order = orjson.dumps({"do": "disconnect", "user": user, "reconnect": reconnect})
+        keys = self._keys_of(personal(user).encode())  # whoever holds her is there
         try:
-            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
-                heard: int = await ask("PUBLISH", self._keys.channel(b"$control"), order)
+            async with clients.reaching(self._redis, BUS_SECONDS_MAX) as ask:
+                heard: int = await ask(keys.dialect.publish, keys.channel(b"$control"), order)
         except (BusDown, Refused, Unconfirmed) as error:
             raise bus_fault(error) from error
         if not heard:
             raise PeerError(Close.BUS_DOWN, "no worker is listening on the bus: nobody was disconnected")
         return heard
 
+    def _keys_of(self, name: bytes) -> journal.Keys:
+        return self._keys[shard_of(name, len(self._keys))]
+
     def _check_readable(self, channel: str) -> None:
         if self._namespaces.of(channel).subscribe is Policy.NOBODY:
             raise PeerError(Close.FORBIDDEN, f"nobody may read {channel}", "channel")
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[topology.Ask]:
+    async def _reading(self) -> AsyncIterator[clients.Ask]:
         try:
-            async with topology.reaching(self._redis, BUS_SECONDS_MAX) as ask:
+            async with clients.reaching(self._redis, BUS_SECONDS_MAX) as ask:
                 yield ask
         except Unconfirmed as error:  # nothing was to be done, so nothing can be in doubt
             raise PeerError(Close.UNCONFIRMED, f"not everybody has answered: {error}") from error

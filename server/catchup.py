@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from router.message import Message
-from router.replay import Missed
+from router.trail import Replay
 from server.close import Close
 from server.pool import Pool
 from server.session import CLOSED, Session
@@ -39,7 +39,7 @@ class _Work:
     __slots__ = ("done", "gaps_told", "greet", "missed", "place", "position", "session")
 
     def __init__(
-        self, session: Session, missed: Missed, position: bytes, greet: Greet, place: Place, done: Callable[[], None]
+        self, session: Session, missed: Replay, position: bytes, greet: Greet, place: Place, done: Callable[[], None]
     ) -> None:
         self.session = session
         self.missed = missed
@@ -78,7 +78,7 @@ class CatchUp:
         return len(self._waiting) + len(self._reading) + len(self._sending)
 
     def start(
-        self, session: Session, missed: Missed, position: bytes, greet: Greet, *,
+        self, session: Session, missed: Replay, position: bytes, greet: Greet, *,
         place: Place = lambda message: message, done: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Send `session`, which is subscribed already, what `greet` returns, then what it missed since `position`.

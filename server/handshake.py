@@ -14,9 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from router.feed import Feed
 from router.namespaces import personal
 from router.table import Table
+from router.wiring import AnyFeed
 from server import limits, lines, proxy, sse
 from server.access import may_subscribe
 from server.admission import AFTER_MS, Admission
@@ -66,7 +66,7 @@ class House(Protocol):
 
     pool: Pool
     table: Table
-    feed: Feed
+    feed: AnyFeed
 
     def admit(self, fd: int) -> None:
         """Raise PeerError while nobody is let in, or none with that descriptor."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from router import position
-from router.feed import Feed
-from router.position import Position
+from router.message import Message
+from router.position import Id
 from router.presence import Found
 from router.replay import Entry
+from router.vector import Vector
+from router.wiring import AnyFeed
 from server import lines
 from server.close import Close, PeerError
 
@@ -18,14 +19,15 @@ Done = Callable[[bytes | Exception], None]
 class Lookups:
     """The lookups of one worker."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: AnyFeed) -> None:
         self._feed = feed
 
     def history(self, channel: str, after: str | None, limit: int, done: Done) -> None:
         """Give `done` at most `limit` messages: those behind the position `after`, or the newest."""
-        head, name = position.parse(self._feed.head), channel.encode()
+        feed, name = self._feed, channel.encode()
+        head = feed.read(feed.head)
         try:
-            since = behind(after, head)
+            since = behind(after, feed.read(after), head, name)
         except PeerError as error:
             done(error)
             return
@@ -33,8 +35,8 @@ class Lookups:
         def read(found: list[Entry] | Exception) -> None:
             done(found if isinstance(found, Exception) else history_members(found, after, head))
 
-        epoch = head.epoch if head is not None else ""
-        self._feed.reader.newest(name, epoch, since.of(name) if since else None, limit, read)
+        epoch = head.part(name).epoch if head is not None else ""
+        feed.reader.newest(name, epoch, since, limit, read)
 
     def presence(self, channel: str, done: Done) -> None:
         """Give `done` the users in a channel and with how many connections each, or only how many those are in all."""
@@ -49,19 +51,29 @@ class Lookups:
         presence.ask(channel.encode(), counted)
 
 
-def behind(after: str | None, head: Position | None) -> Position | None:
-    """Return the position `after` which history is asked for; `head` is where the stream was before it was read.
+def behind(after: str | None, since: Vector | None, head: Vector | None, name: bytes) -> Id | None:
+    """Return the id `after` which history of channel `name` is asked for: `since` is `after`, as it was read.
 
-    Raises: PeerError when it is none, or one of another epoch.
+    `head` is where the stream was before. Raises: PeerError when it is no position, or one of another epoch.
     """
-    since = position.parse(after)
-    if after is not None and (since is None or head is None or since.epoch != head.epoch):
+    if after is None:
+        return None
+    if since is None or head is None or since.part(name).epoch != head.part(name).epoch:
         raise PeerError(Close.NOT_FOUND, "a position that is no longer known", "after")
-    return since
+    return since.of(name)
 
 
-def history_members(found: list[Entry], after: str | None, head: Position | None) -> bytes:
+def history_members(found: list[Entry], after: str | None, head: Vector | None) -> bytes:
     """Return the messages, and the position to go on from: where nothing was found, one that nothing can be before."""
-    at = found[-1].message.position if found else (after or str(head or "")).encode()
-    messages = b",".join(lines.kept(entry.message) for entry in found)
-    return b',"messages":[%b],"position":"%b"' % (messages, at)
+    messages = [_placed(entry, head) for entry in found]
+    at = messages[-1].position if messages else (after or str(head or "")).encode()
+    return b',"messages":[%b],"position":"%b"' % (b",".join(map(lines.kept, messages)), at)
+
+
+def _placed(entry: Entry, head: Vector | None) -> Message:
+    """Give a message the position that a client may go on from: in the other shards, that of now."""
+    message = entry.message
+    if head is None or len(head.parts) == 1:
+        return message
+    part = head.part(message.channel)._replace(id=entry.id)
+    return message._replace(position=bytes(head.at(message.channel, part)))

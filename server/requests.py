@@ -14,14 +14,14 @@ from functools import partial
 from typing import Protocol
 
 from router import journal, position
-from router.bus import Bus, BusDown, Busy, Unconfirmed
+from router.bus import BusDown, Busy, Unconfirmed
 from router.carousel import Carousel
-from router.feed import Feed
 from router.message import Message
 from router.namespaces import Namespaces, personal
 from router.pipe import Reply
 from router.replay import Missed
 from router.table import Table
+from router.wiring import AnyBus, AnyFeed
 from server import limits, lines
 from server.access import may_publish, may_subscribe
 from server.admission import Admission
@@ -38,8 +38,8 @@ class House(Protocol):
 
     pool: Pool
     table: Table
-    bus: Bus
-    feed: Feed
+    bus: AnyBus
+    feed: AnyFeed
     catchup: CatchUp
     carousel: Carousel
     admission: Admission
@@ -170,18 +170,19 @@ class Requests:
             house.table.add(session, name)
         if request.gaps:
             house.feed.watchers.watch(session, name)
-        asked, at = position.parse(request.position), position.parse(began)
+        asked, at = house.feed.read(request.position), house.feed.read(began)
         is_durable = self._namespaces.of(request.channel).durable
         answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
         if (
             is_durable
             and asked
             and at
-            and asked.epoch == at.epoch
-            and asked.of(name).number < at.id.number
+            and asked.part(name).epoch == at.part(name).epoch
+            and asked.of(name).number < at.part(name).id.number
             and not known
         ):
-            missed = Missed(house.feed.reader, at.epoch, {name: asked.of(name)}, at.id)
+            upto = at.part(name)
+            missed = Missed(house.feed.reader, upto.epoch, {name: asked.of(name)}, upto.id)
 
             # In its other channels the session is at `at` already: a position that says both makes a cut exact.
             since = str(at.but(name, asked.of(name)))
@@ -197,7 +198,7 @@ class Requests:
             )
             return
         recovered = at is not None and (
-            request.position is None or (asked is not None and asked.of(name).number == at.id.number)
+            request.position is None or (asked is not None and asked.of(name).number == at.part(name).id.number)
         )
         self._say(session, lines.answer({**answer, "position": str(at or ""), "recovered": recovered}))
         if session.fd != CLOSED:

@@ -18,15 +18,11 @@ import orjson
 import uvloop
 
 from router import journal, topology
-from router.bus import Bus, Listeners
 from router.carousel import Carousel
-from router.feed import Feed
-from router.followers import follow
 from router.message import Message
 from router.namespaces import personal
-from router.presence import Presence
-from router.replay import Reader
 from router.table import Sink, Table
+from router.wiring import Outlets, Worker, wire
 from server import handshake, limits, lines, sse
 from server.admission import Admission
 from server.auth import Claims, Verifier
@@ -89,20 +85,13 @@ class Shard:
             clock=time.monotonic,
         )
         self.carousel.deliveries, self.carousel.writes = self.stats.deliveries, self.stats.writes
-        self.feed = Feed(
-            self.table,
-            self.carousel,
-            later=self.loop.call_soon,
-            on_lag=self._saw_lag,
-            on_waiting=self._saw_waiting,
-        )
+        worker = Worker(
+            f"{place.node}-{place.number}", config.redis_prefix, self.table, self.carousel,
+            config.namespaces, self.stats, config.presence_connections_max,
+        )  # fmt: skip
+        outlets = Outlets(self._control, self._connected, self._saw_lag, self._saw_waiting)
+        self.feed, self.bus = wire(topology.parse(redis_url), worker, outlets)
         self.feed.received = self.stats.received_messages
-        self.bus = self._bus(topology.parse(redis_url))
-        self.feed.bus = self.bus
-        self.feed.reader = Reader(self.bus, journal.Keys(config.redis_prefix))
-        self.feed.presence = Presence(self.bus, self.table, self.loop, most=config.presence_connections_max)
-        rules = config.namespaces
-        follow(self.feed, self.bus, self.table, self.carousel, namespaces=rules, counts=self.stats, loop=self.loop)
         self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier
         self.admission = Admission(config, self.stats, place.census, place.number, place.workers, time.monotonic)
@@ -157,11 +146,7 @@ class Shard:
         """Return why no new connections should come here; "" when they may."""
         if self.leaving.has_begun:
             return "draining"
-        if not self.bus.connected:
-            return "the bus is down"
-        if not self.bus.healthy():
-            return "the bus does not answer"
-        return ""
+        return self.bus.fault()
 
     @property
     def connections(self) -> int:
@@ -258,26 +243,8 @@ class Shard:
 
     # What the bus tells.
 
-    def _bus(self, node: topology.Place) -> Bus:
-        feed = self.feed
-        listeners = Listeners(
-            message=feed.message,
-            batch=feed.batch,
-            reply=feed.reply,
-            control=self._control,
-            lost=feed.lost,
-            restored=self._restored,
-            lapsed=feed.lapsed,
-            rejoined=feed.rejoined,
-            head=lambda: feed.head,
-        )
-        tls = topology.ssl_context(node) if node.tls else None
-        worker = f"{self.place.node}-{self.place.number}"
-        return Bus(node, journal.Keys(self.config.redis_prefix), feed, listeners, worker=worker, tls=tls)
-
-    def _restored(self, at: bytes) -> None:
-        self.stats.bus_reconnects += self.bus.connects > 1
-        self.feed.restored(at)
+    def _connected(self, count: int) -> None:
+        self.stats.bus_reconnects += count > 1
 
     def _saw_lag(self, message: Message) -> None:
         self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
@@ -290,10 +257,7 @@ class Shard:
             self.bus.pause(False)
 
     def _control(self, payload: bytes) -> None:
-        """Do what the admin process tells all workers to do, or hear another worker."""
-        if payload[:1] == b"?":
-            self.feed.rosters.heard(b"", payload)
-            return
+        """Do what the admin process tells all workers to do."""
         try:
             order = orjson.loads(payload)
             name, code = personal(order["user"]), Close.MOVED if order.get("reconnect") else Close.DISCONNECTED

@@ -20,10 +20,9 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from router import journal
-from router.bus import Bus
-from router.feed import Feed
 from router.namespaces import Policy
 from router.pipe import Reply, Unconfirmed
+from router.wiring import AnyBus, AnyFeed
 from server import limits, lines, sse
 from server.access import may_publish
 from server.admission import Admission
@@ -65,8 +64,8 @@ _STATUS = {
 class House(Protocol):
     """The worker."""
 
-    bus: Bus
-    feed: Feed
+    bus: AnyBus
+    feed: AnyFeed
     pool: Pool
     stats: Stats
     http_door: StreamDoor

@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Protocol
 
-from router import position
-from router.feed import Feed
-from router.message import Message
 from router.namespaces import personal
-from router.position import Position
-from router.replay import Missed
+from router.trail import Trail, leads
+from router.vector import Vector
+from router.wiring import AnyFeed
 from server.catchup import CatchUp
 from server.close import Close
 from server.config import Config
@@ -22,7 +20,7 @@ class House(Protocol):
     """The worker."""
 
     config: Config
-    feed: Feed
+    feed: AnyFeed
     catchup: CatchUp
     requests: Requests
 
@@ -56,46 +54,41 @@ class Welcome:
             "recovered": began is not None,
             "channels": [personal(session.user), *(channel.name.decode() for channel in session.channels)],
         }
-        since, upto = position.parse(asked), position.parse(began)
+        if asked is None:
+            self._send(session, head + session.lane.codec.connected(greeting))
+            return
+        feed = self._house.feed
+        since, upto = feed.read(asked), feed.read(began)
         if since and not upto:  # nobody can say what it missed: it had better ask again
             self._send(session, head)
             if session.fd != CLOSED:
                 self._house.end(session, Close.BUS_DOWN)
             return
-        if since and upto and since.epoch == upto.epoch and since.id.number <= upto.id.number:
+        if since and upto and any(map(leads, since.parts, upto.parts)):
             self._send(session, head)  # at once: should it be closed before it is greeted, it has to understand that
             if session.fd != CLOSED:
-                self._resume(session, since, upto, {**greeting, "position": str(since)})
+                self._resume(session, since, upto, greeting)
             return
-        if asked is not None:
-            greeting["recovered"] = False
+        greeting["recovered"] = False
         self._send(session, head + session.lane.codec.connected(greeting))
 
-    def _resume(self, session: Session, since: Position, upto: Position, greeting: dict[str, object]) -> None:
+    def _resume(self, session: Session, since: Vector, upto: Vector, greeting: dict[str, object]) -> None:
         """Send what was missed behind `since`, before what comes behind `upto`, and handle no request until then."""
         names = [personal(session.user).encode(), *(channel.name for channel in session.channels)]
-        ids = {name: since.of(name) for name in names if self._of(name.decode()).durable}
-        starts = {name: id for name, id in ids.items() if id.number < upto.id.number}
+        durable = (name for name in names if self._of(name.decode()).durable)
+        trail = Trail(self._house.feed.reader, since, upto, durable)
+        greeting["position"] = str(trail.since)
 
         def greet(whole: bool) -> bytes:
             return session.lane.codec.connected({**greeting, "recovered": whole})
 
-        def place(message: Message) -> Message:
-            """While one channel is behind the others, its messages are behind what the session has had of those."""
-            id = position.id_of(message.id)
-            if id.number >= since.id.number:
-                return message
-            return message._replace(position=str(since.but(message.channel, id)).encode())
-
-        if starts:
-            missed = Missed(self._house.feed.reader, upto.epoch, starts, upto.id)
-            requests = self._house.requests
-            requests.hold(session)
-            self._house.catchup.start(
-                session, missed, str(since).encode(), greet, place=place, done=partial(requests.release, session)
-            )
-        else:
+        if trail.is_done:
             self._send(session, greet(True))
+            return
+        requests = self._house.requests
+        requests.hold(session)
+        done = partial(requests.release, session)
+        self._house.catchup.start(session, trail, bytes(trail.since), greet, done=done)
 
     def _send(self, session: Session, frame: bytes) -> None:
         if not session.offer(frame):

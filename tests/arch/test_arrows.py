@@ -22,7 +22,7 @@ DOES_IO = {"asyncio", "socket", "ssl", "select", "time", "logging", "redis", "ai
 # auth and keys: a key set is fetched with aiohttp.
 KNOWN_BY = {
     "hiredis": {"router/pipe.py"},
-    "redis": {"router/topology.py", "router/sentinel.py"},
+    "redis": {"router/topology.py", "router/clients.py", "router/sentinel.py"},
     "aiohttp": {"server/web.py", "server/admin.py", "server/auth.py", "server/keys.py"},
     "uvloop": {"server/shard.py"},
 }

@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 from stations import Client, Proxy, Station, client_of, number, until, watched
 
-from router import bus
+from router import bus, link
 from router.bus import BusDown, Unconfirmed
 from router.embedded import Embedded
 from router.pipe import Refused, pack
@@ -26,6 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything happens sooner."""
     monkeypatch.setattr(bus, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(bus, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(link, "DEADLINE_SECONDS", 0.5)
     monkeypatch.setattr(bus, "LEAVE_SECONDS", 0.1)
     monkeypatch.setattr(bus, "BACKOFF_SECONDS_MIN", 0.01)
     monkeypatch.setattr(bus, "BACKOFF_SECONDS_MAX", 0.05)

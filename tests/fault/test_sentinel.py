@@ -12,7 +12,7 @@ import pytest
 from quorum import Quorum, needs_redis_server
 from stations import Station, client_of, number, until, watched
 
-from router import topology
+from router import clients
 from router.bus import BusDown, Refused, Unconfirmed
 from router.embedded import Embedded
 
@@ -97,8 +97,8 @@ async def test_a_master_that_freezes_is_replaced_and_not_followed_when_it_thaws(
 
 
 async def test_the_client_of_the_admin_process_follows(quorum: Quorum) -> None:
-    client = topology.client(quorum.url)
-    async with topology.reaching(client, 3.0) as ask:
+    client = clients.client(quorum.url)
+    async with clients.reaching(client, 3.0) as ask:
         await ask("SET", "key", "1")
     quorum.wait_synced()
     before = quorum.master_port()
@@ -106,7 +106,7 @@ async def test_the_client_of_the_admin_process_follows(quorum: Quorum) -> None:
 
     async def is_followed() -> bool:
         try:
-            async with topology.reaching(client, 3.0) as ask:
+            async with clients.reaching(client, 3.0) as ask:
                 return bool(await ask("SET", "key", "2", "GET") == b"1")
         except (BusDown, Refused, Unconfirmed):
             return False

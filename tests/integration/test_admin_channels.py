@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 from harness import Json, LineClient, Server, wait_until
 
-from router import position, topology
+from router import clients, position
 from router.embedded import Embedded
 from router.journal import Keys
 from router.namespaces import Namespaces
@@ -229,14 +229,14 @@ PREFIX = "test:"
 
 
 @pytest.fixture
-async def redis(valkey: Embedded) -> AsyncIterator[topology.Client]:
-    client = topology.client(valkey.url, timeout_seconds=1.0)
+async def redis(valkey: Embedded) -> AsyncIterator[clients.Client]:
+    client = clients.client(valkey.url, timeout_seconds=1.0)
     yield client
     await client.aclose()
 
 
 @pytest.fixture
-def bus(redis: topology.Client) -> Backend:
+def bus(redis: clients.Client) -> Backend:
     return Backend(redis, PREFIX, Namespaces())
 
 
@@ -259,7 +259,7 @@ async def test_history_before_anything_was_published(bus: Backend) -> None:
 
 
 async def test_a_worker_that_does_not_answer_is_told_of_in_time(
-    bus: Backend, redis: topology.Client, monkeypatch: pytest.MonkeyPatch
+    bus: Backend, redis: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
     async with redis.pubsub() as silent:
@@ -273,7 +273,7 @@ async def test_a_worker_that_does_not_answer_is_told_of_in_time(
 
 
 async def test_more_questions_than_are_asked_at_a_time(
-    bus: Backend, redis: topology.Client, monkeypatch: pytest.MonkeyPatch
+    bus: Backend, redis: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
     async with redis.pubsub() as silent:
@@ -285,7 +285,7 @@ async def test_more_questions_than_are_asked_at_a_time(
     assert max(seconds for _, seconds in answers) < 1.0
 
 
-async def test_an_answer_to_another_question_is_not_counted(bus: Backend, redis: topology.Client) -> None:
+async def test_an_answer_to_another_question_is_not_counted(bus: Backend, redis: clients.Client) -> None:
     keys = Keys(PREFIX)
     async with redis.pubsub() as worker:
         await worker.subscribe(keys.channel(b"room:a"))
@@ -299,7 +299,7 @@ async def test_an_answer_to_another_question_is_not_counted(bus: Backend, redis:
 
 
 async def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
-    client = topology.client(f"unix://{tmp_path}/none.sock", timeout_seconds=1.0)
+    client = clients.client(f"unix://{tmp_path}/none.sock", timeout_seconds=1.0)
     bus = Backend(client, PREFIX, Namespaces())
     for asked in (bus.history("room:a", None, 1), bus.presence("room:a")):
         error, seconds = await refusal(asked)

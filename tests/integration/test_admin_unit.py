@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
-from router import journal, topology
+from router import clients, journal
 from router.embedded import Embedded
 from router.namespaces import Namespaces
 from server import admin, backend
@@ -43,7 +43,7 @@ def valkey() -> Iterator[Embedded]:
 class Port:
     """An admin port, and what a client of it does."""
 
-    def __init__(self, app: web.Application, pages: Pages, redis: topology.Client, session: ClientSession) -> None:
+    def __init__(self, app: web.Application, pages: Pages, redis: clients.Client, session: ClientSession) -> None:
         self.app = app
         self.pages = pages
         self.redis = redis
@@ -57,7 +57,7 @@ class Port:
 
 
 async def opened(redis_url: str, gate: Gate) -> AsyncIterator[Port]:
-    pages, redis = Pages.create(2), topology.client(redis_url, timeout_seconds=1.0)
+    pages, redis = Pages.create(2), clients.client(redis_url, timeout_seconds=1.0)
     bus = Backend(redis, PREFIX, Namespaces())
     app = admin.make_app(pages, bus, gate=gate, message_bytes_max=MESSAGE_BYTES_MAX)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
@@ -91,7 +91,7 @@ async def lonely(tmp_path: Path) -> AsyncIterator[Port]:
         yield each
 
 
-async def heard(redis: topology.Client, *channels: str) -> AsyncGenerator[tuple[bytes, bytes], None]:
+async def heard(redis: clients.Client, *channels: str) -> AsyncGenerator[tuple[bytes, bytes], None]:
     """What is published to `channels`; the first item only says that the subscription stands."""
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe(*(PREFIX + channel for channel in channels))

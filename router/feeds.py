@@ -1,0 +1,309 @@
+"""The feeds of a cluster: one a shard, which share the table and the carousel, and together are what one feed is.
+
+Each shard has its own order, its own holes and its own head; a hole in one holds up no other. What a subscriber is sent carries the
+heads of all shards, of which its own has just advanced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from router import vector
+from router.carousel import Carousel
+from router.feed import Feed, Joined
+from router.message import Message
+from router.namespaces import personal
+from router.position import Id
+from router.presence import Done as Counted
+from router.replay import PAGE_BYTES_MAX, Entry, Page
+from router.roster import Roster
+from router.table import Channel, Sink, Table
+from router.vector import NOWHERE, Vector, shard_of
+
+
+class ShardFeed(Feed):
+    """What reaches one worker's subscribers of the channels of one shard."""
+
+    def __init__(
+        self, feeds: Feeds, shard: int, table: Table, carousel: Carousel, **told: Callable[..., object]
+    ) -> None:
+        self._feeds, self._shard = feeds, shard
+        super().__init__(table, carousel, **told)  # type: ignore[arg-type]
+        self._out = self._stamp
+        self._began_at = b""
+
+    @property
+    def head(self) -> bytes:
+        """The newest position in this shard."""
+        return self._head_text
+
+    @head.setter
+    def head(self, text: bytes) -> None:
+        self._head_text = text
+        self._feeds.heads[self._shard] = vector.pack(text) if text else NOWHERE
+
+    @property
+    def flows(self) -> bool:
+        """True while messages go straight on."""
+        return self._whole and self._hold is None
+
+    @property
+    def held_bytes(self) -> int:
+        """How much waits here for a repair."""
+        return self._hold.bytes if self._hold is not None and self._repair is not None else 0
+
+    def batch(self) -> None:
+        """A batch of messages is complete."""
+        self._feeds.batch()
+
+    def next_batch(self) -> None:
+        """Another batch begins."""
+        self._lag_shown = False
+
+    def expect(self, names: Sequence[bytes]) -> None:
+        """Keep `names`, which somebody is about to enter, subscribed until `entered`."""
+        self._entering.update(names)
+
+    def entered(self, names: Sequence[bytes]) -> None:
+        """Somebody has entered `names`, now, or has gone."""
+        if self._began_at is not self.head:
+            self._began_at, self._began = self.head, self.head[9:]
+        for name in names:
+            channel = self._table.channels.get(name)
+            if channel is not None and not channel.last:
+                channel.last = self._began
+            self._entering[name] -= 1
+            if not self._entering[name]:
+                del self._entering[name]
+        self.bus.leave(names)
+
+    @property
+    def here(self) -> bytes:
+        """The head, as a client is told it."""
+        return self._feeds.head
+
+    def has(self, name: bytes) -> bool:
+        """Tell whether a channel is in this shard."""
+        return shard_of(name, len(self._feeds.heads)) == self._shard
+
+    def _mine(self) -> Iterable[bytes]:
+        return filter(self.has, self._table.names())
+
+    def _stamp(self, channel: Channel, message: Message) -> None:
+        """Send a message on with the position of all shards."""
+        at, tilde, behind = message.position.partition(b"~")
+        self._carousel.add(channel, message._replace(position=self.place(at) + tilde + behind))
+
+    def place(self, at: bytes) -> bytes:
+        """Return the position of all shards, of which this one is at `at`, and the others at their heads."""
+        heads, shard = self._feeds.heads, self._shard
+        packed = vector.pack(at) if at else NOWHERE
+        if packed != heads[shard]:
+            heads = [*heads[:shard], packed, *heads[shard + 1 :]]
+        return b"".join(heads)
+
+
+class Feeds:
+    """All shards of one worker. It has the methods of `Feed` that a server calls."""
+
+    def __init__(
+        self, shards: int, table: Table, carousel: Carousel, *, later: Callable[..., object],
+        on_lag: Callable[[Message], None], on_waiting: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.heads = [NOWHERE] * shards  # packed
+        self._carousel, self._later, self._on_waiting = carousel, later, on_waiting
+        self._spinning = False
+        told = {"later": later, "on_lag": on_lag, "on_waiting": on_waiting}
+        self.shards = [ShardFeed(self, shard, table, carousel, **told) for shard in range(shards)]
+        self.reader = Readers(self)
+        self.presence = Presences(self)
+        self.rosters = RosterGroup(self)
+        self.watchers = WatcherGroup(self)
+
+    @property
+    def head(self) -> bytes:
+        """The newest position; b"" where no shard has been reached yet."""
+        return b"".join(self.heads) if any(head != NOWHERE for head in self.heads) else b""
+
+    @property
+    def received(self) -> int:
+        """How many messages have come."""
+        return sum(feed.received for feed in self.shards)
+
+    @received.setter
+    def received(self, count: int) -> None:
+        for feed in self.shards:
+            feed.received = 0
+        self.shards[0].received = count
+
+    @property
+    def gaps(self) -> int:
+        """How many were told, one a subscriber."""
+        return sum(feed.gaps for feed in self.shards)
+
+    @property
+    def repairs(self) -> int:
+        """How many holes there were."""
+        return sum(feed.repairs for feed in self.shards)
+
+    def of(self, name: bytes) -> ShardFeed:
+        """Return the feed that a channel belongs to."""
+        return self.shards[shard_of(name, len(self.shards))]
+
+    def read(self, text: vector.Text) -> Vector | None:
+        """Read a position of a client; None when it is none."""
+        return vector.parse(text, len(self.shards))
+
+    def join(self, names: Sequence[bytes], done: Joined) -> None:
+        """Subscribe `names`; see `Feed.join`."""
+        _Entry(self, names, done).start()
+
+    def tick(self) -> None:
+        """Let time pass for those who follow; call a few times a second."""
+        for feed in self.shards:
+            feed.tick()
+
+    def batch(self) -> None:
+        """A batch of messages is complete."""
+        for feed in self.shards:
+            feed.next_batch()
+        if self._carousel and not self._spinning:
+            self._spin()
+        self._wait()
+
+    def _spin(self) -> None:
+        self._spinning = self._carousel.turn()
+        if self._spinning:
+            self._later(self._spin)
+        else:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._on_waiting(self._carousel.bytes_waiting + sum(feed.held_bytes for feed in self.shards))
+
+
+class _Entry:
+    """A join over several shards. It is done at an instant at which all of them flow: then their heads are where it begins.
+
+    The shards in which there is nothing to join are asked where they are too, so that a position is up to date in all.
+    """
+
+    def __init__(self, feeds: Feeds, names: Sequence[bytes], done: Joined) -> None:
+        self._feeds, self._done = feeds, done
+        self._names: dict[ShardFeed, list[bytes]] = {}
+        for name in names:
+            self._names.setdefault(feeds.of(name), []).append(name)
+        self._expected: set[ShardFeed] = set()
+        self._failed = False
+        self._awaited = 0
+
+    def start(self) -> None:
+        """Subscribe everywhere."""
+        idle = [feed for feed in self._feeds.shards if feed not in self._names and feed.flows]
+        self._ask([*self._names, *idle])
+
+    def _ask(self, feeds: list[ShardFeed]) -> None:
+        self._awaited = len(feeds)
+        for feed in feeds:
+            feed.join(self._names.get(feed, ()), partial(self._joined, feed))
+
+    def _joined(self, feed: ShardFeed, began: bytes | None) -> None:
+        if feed in self._names:
+            self._failed |= began is None
+            if feed not in self._expected:
+                self._expected.add(feed)
+                feed.expect(self._names[feed])
+        self._awaited -= 1
+        if not self._awaited:
+            self._settle()
+
+    def _settle(self) -> None:
+        held = [feed for feed in self._names if not feed.flows]
+        if held and not self._failed:  # it has been cut, or a hole has shown, while others were answering
+            self._ask(held)
+            return
+        self._done(None if self._failed else self._feeds.head)
+        for feed, names in self._names.items():
+            feed.entered(names)
+
+
+class Readers:
+    """The journal of all shards. It has the methods of `Reader` that a server calls."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+
+    @property
+    def reads(self) -> int:
+        """Commands sent to Redis for pages."""
+        return sum(feed.reader.reads for feed in self._feeds.shards)
+
+    def page(
+        self, name: bytes, epoch: str, after: Id, upto: Id, done: Callable[[Page | Exception], None], *,
+        bytes_max: int = PAGE_BYTES_MAX,
+    ) -> None:  # fmt: skip
+        """See `Reader.page`."""
+        self._feeds.of(name).reader.page(name, epoch, after, upto, done, bytes_max=bytes_max)
+
+    def newest(
+        self, name: bytes, epoch: str, after: Id | None, limit: int, done: Callable[[list[Entry] | Exception], None]
+    ) -> None:
+        """See `Reader.newest`."""
+        self._feeds.of(name).reader.newest(name, epoch, after, limit, done)
+
+
+class Presences:
+    """Who is there, asked in the shard of the channel."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+
+    def ask(self, name: bytes, done: Counted) -> None:
+        """See `Presence.ask`."""
+        self._feeds.of(name).presence.ask(name, done)
+
+    def ask_member(self, user: str, channel: str, done: Callable[[bool | Exception], None]) -> None:
+        """See `Presence.ask_member`."""
+        self._feeds.of(personal(user).encode()).presence.ask_member(user, channel, done)
+
+    def write(self, users: dict[str, int], done: Callable[[bytes], None]) -> None:
+        """See `Presence.write`."""
+        self._feeds.shards[0].presence.write(users, done)
+
+
+class RosterGroup:
+    """Who is in the channels of all shards."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+
+    def of(self, name: bytes) -> Roster | None:
+        """See `Rosters.of`."""
+        return self._feeds.of(name).rosters.of(name)
+
+    def farewell(self) -> None:
+        """See `Rosters.farewell`."""
+        for feed in self._feeds.shards:
+            feed.rosters.farewell()
+
+
+class WatcherGroup:
+    """Those who are told of gaps in live-only channels, in all shards."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+
+    def watch(self, sink: Sink, name: bytes | None = None) -> None:
+        """See `Watchers.watch`."""
+        for feed in self._feeds.shards if name is None else (self._feeds.of(name),):
+            feed.watchers.watch(sink, name)
+
+    def unwatch(self, sink: Sink, name: bytes) -> None:
+        """See `Watchers.unwatch`."""
+        self._feeds.of(name).watchers.unwatch(sink, name)
+
+    def forget(self, sink: Sink) -> None:
+        """See `Watchers.forget`."""
+        for feed in self._feeds.shards:
+            feed.watchers.forget(sink)

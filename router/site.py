@@ -1,0 +1,99 @@
+"""A cluster, as a URL names it: `redis+cluster://[user:password@]host:port[,host:port...][?shards=8&tls=true&ssl_...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from router import slots
+from router.journal import SHARDED, Keys
+from router.slots import Address
+
+if TYPE_CHECKING:
+    from router.topology import Node
+
+SCHEME = "redis+cluster"
+SHARDS = 8
+SEEDS_MAX = 64
+PORT = 6379
+
+
+class Site(NamedTuple):
+    """The nodes that are asked for the others, and what they have in common: user, password, TLS."""
+
+    seeds: tuple[Address, ...]
+    shards: int
+    common: Node
+
+    @property
+    def address(self) -> str:
+        """What a person reads in a log."""
+        return ",".join(map(str, self.seeds))
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.common.tls
+
+    def keys(self, prefix: str) -> list[Keys]:
+        """Return where the journal of each shard is kept."""
+        return [Keys(f"{prefix}{{{tag.decode()}}}", SHARDED) for tag in slots.tags(self.shards)]
+
+    def node(self, at: Address) -> Node:
+        """Return how to reach a node."""
+        return self.common._replace(host=at.host, port=at.port)
+
+
+def is_site(url: str) -> bool:
+    """Tell whether `url` is that of a cluster."""
+    return url.startswith(f"{SCHEME}://")
+
+
+def parse(url: str, node: Callable[[str], Node]) -> Site:
+    """Read the URL of a cluster; `node` reads that of one server.
+
+    Raises: ValueError, with what was found and what is wanted, never with a password.
+    """
+    rest, _, query = url.removeprefix(f"{SCHEME}://").partition("?")
+    place, _, path = rest.partition("/")
+    if "#" in url or "@" in path + query:
+        raise ValueError("found a '#', or an '@' behind the hosts; want %23 and %40, and %2F and %3F in a password")
+    user, at, hosts = place.rpartition("@")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if path or "db" in options:
+        raise ValueError("found a database, want none: a cluster has only one")
+    shards = _shards(options.pop("shards", str(SHARDS)))
+    tls = options.pop("tls", "false")
+    if tls not in ("true", "false"):
+        raise ValueError(f"tls: found {tls!r}, want true or false")
+    seeds = tuple(map(_address, hosts.split(",")))
+    if len(seeds) > SEEDS_MAX:
+        raise ValueError(f"found {len(seeds)} hosts, want {SEEDS_MAX} at the most: they know the others")
+    # Any host does: the rest is read as that of one server is.
+    common = f"{'rediss' if tls == 'true' else 'redis'}://{user}{at}localhost"
+    return Site(seeds, shards, node(f"{common}?{urlencode(options)}" if options else common))
+
+
+def prefix_fault(prefix: str) -> str | None:
+    """Say why keys cannot begin with `prefix` in a cluster; None when they can."""
+    if "{" in prefix or "}" in prefix:
+        return f"found {prefix!r}, want no braces in a cluster: those of the shard have to come first"
+    return None
+
+
+def _shards(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= slots.SHARDS_MAX):
+        raise ValueError(f"shards: found {text!r:.40}, want 1 to {slots.SHARDS_MAX}")
+    return int(text)
+
+
+def _address(text: str) -> Address:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its text may be the rest of a password
+        host, port = None, 0
+    if not host or port == 0 or parts.path or parts.query:
+        raise ValueError("found no host, or a port out of range or not a number, want host:port[,host:port...]")
+    return Address(host, port or PORT)
