@@ -11,19 +11,22 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode
 
-from router import position
-from router.position import Position
+from router import vector
+from router.position import Id
+from router.vector import Vector
 
 Json = dict[str, Any]
 Address = tuple[str, int]
 
 DEADLINE_SECONDS = 25.0
 BYTES_MAX = 1 << 20  # of a line
-GAP = -1  # in the list of what a subscriber heard on a channel
+GAP = Id(-1, -1)  # in the list of what a subscriber heard on a channel
+CATCH_UP_SECONDS = 25.0
 
 
 class Sites(NamedTuple):
@@ -31,6 +34,13 @@ class Sites(NamedTuple):
 
     tcp: Sequence[Address]
     http: Sequence[Address]
+    shards: int = 1  # of the cluster behind them
+
+    def read(self, text: str) -> Vector:
+        """Read a position that a server has sent."""
+        found = vector.parse(text, self.shards)
+        assert found is not None, f"no position: {text!r}"
+        return found
 
 
 class Answered(NamedTuple):
@@ -39,13 +49,6 @@ class Answered(NamedTuple):
     channel: str
     publisher: str
     serial: int
-
-
-def read(text: str) -> Position:
-    """Read a position that the server has sent."""
-    found = position.parse(text)
-    assert found is not None, f"no position: {text!r}"
-    return found
 
 
 class Publisher:
@@ -59,7 +62,7 @@ class Publisher:
         self, name: str, sites: Sites, channels: Sequence[str], rng: random.Random, *, persistent: bool
     ) -> None:
         self.name = name
-        self.answered: dict[Answered, Position] = {}
+        self.answered: dict[Answered, Id] = {}
         self.perhaps: set[Answered] = set()
         self.stopping = False
         self._sites, self._channels, self._rng, self._persistent = sites, channels, rng, persistent
@@ -117,7 +120,7 @@ class Publisher:
             writer.write(_line(request))
             answer = await _until(reader, lambda answer: answer.get("id") == request["id"])
             if answer["op"] == "published":
-                self.answered[message] = read(answer["position"])
+                self.answered[message] = self._sites.read(answer["position"]).of(message.channel.encode())
                 self.perhaps.discard(message)
                 return
             assert answer["code"] in (3005, 3006), answer
@@ -130,8 +133,8 @@ class Publisher:
                 return
             self.perhaps.add(message)
 
-    async def say_last(self, channel: str) -> Position:
-        """Publish until one message is answered, and return its position."""
+    async def say_last(self, channel: str) -> Id:
+        """Publish until one message is answered, and return its id."""
         before = len(self.answered)
         while len(self.answered) == before:
             with contextlib.suppress(OSError, EOFError, TimeoutError):
@@ -150,16 +153,16 @@ class Subscriber:
     def __init__(self, name: str, sites: Sites, channels: Sequence[str], rng: random.Random) -> None:
         self.name = name
         self.channels = channels
-        self.heard: dict[str, list[int]] = {channel: [] for channel in channels}  # numbers, and GAPs among them
-        self.messages: dict[int, tuple[str, str, int]] = {}  # number -> channel, publisher, serial
-        self.begins: dict[str, int] = {}
+        self.heard: dict[str, list[Id]] = {channel: [] for channel in channels}  # ids, and GAPs among them
+        self.messages: dict[tuple[str, Id], tuple[str, int]] = {}  # channel, id -> publisher, serial
+        self.begins: dict[str, Id] = {}
         self.faults: list[str] = []
         self.connections = 0
         self.recovered = 0
         self.settled = False  # no more cuts
         self._sites, self._rng = sites, rng
         self._position: str | None = None
-        self._reached: dict[str, int] = {}
+        self._reached: dict[str, Id] = {}
 
     # What comes.
 
@@ -190,29 +193,32 @@ class Subscriber:
         self._keep(event["position"])
         if event["position"]:
             for channel in self.channels:
-                self.begins.setdefault(channel, read(event["position"]).id.number)
+                self.begins.setdefault(channel, self._of(event["position"], channel))
 
     def _message(self, event: Json) -> None:
-        at, channel = read(event["position"]), event["channel"]
+        channel = event["channel"]
         if channel not in self.heard:
             return  # its own
-        number = at.of(channel.encode()).number
-        if number in self.messages:
+        id = self._of(event["position"], channel)
+        if (channel, id) in self.messages:
             self.faults.append(f"{self.name}: twice: {event}")
-        earlier = max((heard for heard in self.heard[channel] if heard != GAP), default=GAP)
-        if number <= earlier:
-            self.faults.append(f"{self.name}: {number} behind {earlier} on {channel}")
-        self.heard[channel].append(number)
-        self.messages[number] = (channel, event["data"]["publisher"], event["data"]["serial"])
+        earlier = max(self.heard[channel], default=GAP)
+        if id <= earlier:
+            self.faults.append(f"{self.name}: {id} behind {earlier} on {channel}")
+        self.heard[channel].append(id)
+        self.messages[channel, id] = (event["data"]["publisher"], event["data"]["serial"])
         self._keep(event["position"])
+
+    def _of(self, text: str, channel: str) -> Id:
+        return self._sites.read(text).of(channel.encode())
 
     def _keep(self, text: str) -> None:
         """Keep a position; on one connection none of its channels ever goes back."""
         for channel in self.channels if text else ():
-            number = read(text).of(channel.encode()).number
-            if number < self._reached.get(channel, 0):
+            id = self._of(text, channel)
+            if id < self._reached.get(channel, GAP):
                 self.faults.append(f"{self.name}: back on {channel} from {self._reached[channel]} to {text}")
-            self._reached[channel] = number
+            self._reached[channel] = id
         self._position = text
 
     # The connections.
@@ -290,22 +296,22 @@ class Account:
     def __init__(self, publishers: Sequence[Publisher], subscribers: Sequence[Subscriber]) -> None:
         self.answered = {message: at for publisher in publishers for message, at in publisher.answered.items()}
         self._subscribers = subscribers
-        self._by_number = {at.id.number: message for message, at in self.answered.items()}
+        self._by_id = {(message.channel, id): message for message, id in self.answered.items()}
 
-    def faults(self, upto: dict[str, int]) -> list[str]:
-        """Return everything that is wrong, of the messages up to a number in each channel."""
+    def faults(self, upto: dict[str, Id]) -> list[str]:
+        """Return everything that is wrong, of the messages up to an id in each channel."""
         return [fault for each in self._subscribers for fault in (*each.faults, *self._faults_of(each, upto))]
 
-    def _faults_of(self, subscriber: Subscriber, upto: dict[str, int]) -> Iterator[str]:
-        for number, (channel, publisher, serial) in subscriber.messages.items():
-            meant = self._by_number.get(number)
-            if meant is not None and meant != (channel, publisher, serial):
-                yield f"{subscriber.name}: {number} is {channel} {publisher} {serial}, and was answered as {meant}"
-        for message, at in self.answered.items():
-            number, channel = at.id.number, message.channel
-            is_due = channel in subscriber.begins and subscriber.begins[channel] < number <= upto[channel]
-            if is_due and number not in subscriber.messages and not _is_told(subscriber.heard[channel], number):
-                yield f"{subscriber.name}: lost without a word: {message} at {number}"
+    def _faults_of(self, subscriber: Subscriber, upto: dict[str, Id]) -> Iterator[str]:
+        for at, (publisher, serial) in subscriber.messages.items():
+            meant = self._by_id.get(at)
+            if meant is not None and meant != (at[0], publisher, serial):
+                yield f"{subscriber.name}: {at} is {publisher} {serial}, and was answered as {meant}"
+        for message, id in self.answered.items():
+            channel = message.channel
+            is_due = channel in subscriber.begins and subscriber.begins[channel] < id <= upto[channel]
+            if is_due and (channel, id) not in subscriber.messages and not _is_told(subscriber.heard[channel], id):
+                yield f"{subscriber.name}: lost without a word: {message} at {id}"
 
     def summary(self) -> str:
         """Return what it was all about, in one line."""
@@ -319,17 +325,79 @@ class Account:
         )
 
 
-def _is_told(heard: list[int], number: int) -> bool:
-    """True when a gap lies between what was heard before `number` and what was heard behind it."""
+def _is_told(heard: list[Id], id: Id) -> bool:
+    """True when a gap lies between what was heard before `id` and what was heard behind it."""
     gap_since = False
     for each in heard:
         if each == GAP:
             gap_since = True
-        elif each > number:
+        elif each > id:
             return gap_since
         else:
             gap_since = False
     return gap_since
+
+
+class Chaos(Protocol):
+    """What goes wrong."""
+
+    done: list[str]
+
+    async def run(self, seconds: float) -> None:
+        """Let one thing after the other go wrong for about so long."""
+
+
+async def account(
+    sites: Sites, chaos: Chaos, channels: Sequence[str], seed: int, seconds: float, crowd: int
+) -> Account:
+    """Publish, subscribe and cut for `seconds` while `chaos` runs, then settle the account, in which nothing may be wrong."""
+
+    def rng(name: str) -> random.Random:
+        return random.Random(f"{seed} {name}")
+
+    publishers = [Publisher(f"p{n}", sites, channels, rng(f"p{n}"), persistent=n % 2 == 0) for n in range(4)]
+    subscribers: list[Subscriber] = []
+    for number in range(crowd):
+        kind = LineSubscriber if number % 2 else EventSubscriber
+        some = rng(f"channels {number}").sample(channels, 1 + number % len(channels))
+        subscribers.append(kind(f"s{number}", sites, some, rng(f"s{number}")))
+    async with asyncio.TaskGroup() as group:
+        listening = [group.create_task(subscriber.run(life_seconds=0.8)) for subscriber in subscribers]
+        publishing = [group.create_task(publisher.run(pause_seconds=0.02)) for publisher in publishers]
+        await chaos.run(seconds)
+        for publisher in publishers:
+            publisher.stopping = True
+        await asyncio.wait(publishing)
+        for subscriber in subscribers:
+            subscriber.settled = True
+        upto = {channel: await publishers[0].say_last(channel) for channel in channels}
+        waiting = await _settle(subscribers, upto)
+        for task in listening:
+            task.cancel()
+    found = Account(publishers, subscribers)
+    print(found.summary(), chaos.done)
+    faults = found.faults(upto) + waiting
+    assert not faults, f"MOORAGE_TEST_SEED={seed}\n" + "\n".join(faults[:20])
+    assert len(found.answered) > 100
+    assert sum(subscriber.recovered for subscriber in subscribers) > 10
+    return found
+
+
+async def _settle(subscribers: list[Subscriber], upto: dict[str, Id]) -> list[str]:
+    """Wait until everybody has heard the last message of each channel, or of a gap behind what it heard."""
+    lacking: list[str] = []
+    until = time.monotonic() + CATCH_UP_SECONDS
+    while time.monotonic() < until:
+        lacking = [
+            f"{each.name} never heard {channel} up to {upto[channel]}, but {each.heard[channel][-3:]}"
+            for each in subscribers
+            for channel in each.channels
+            if (channel, upto[channel]) not in each.messages and each.heard[channel][-1:] != [GAP]
+        ]
+        if not lacking:
+            return []
+        await asyncio.sleep(0.05)
+    return lacking
 
 
 def _line(message: Json) -> bytes:

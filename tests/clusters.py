@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -171,6 +169,22 @@ class Cluster:
             with contextlib.suppress(redis.RedisError):
                 member.client.execute_command("CLUSTER SETSLOT", slot, "NODE", target.id)
 
+    def fail_over(self) -> Member:
+        """Kill a master that has a replica, wait until that is promoted, and return the dead one."""
+        (replica,) = [member for member in self.members if member.role == "slave"]
+        port = replica.client.execute_command("ROLE")[2]
+        if isinstance(port, bytes):
+            port = int(port)
+        (master,) = [member for member in self.members if member.port == port]
+        master.kill()
+        wait_until(lambda: replica.role == "master", "the replica is promoted")
+        return master
+
+    def comes_back(self, dead: Member) -> None:
+        """Wait until a node that was started again follows the one that took its place."""
+        wait_until(lambda: dead.role == "slave", "it follows the new master")
+        wait_until(lambda: all(m.info()["cluster_state"] == "ok" for m in self.members), "the cluster is up")
+
     def migrate_at_once(self, slot: int, target: Member) -> None:
         """Move a slot as Valkey 9 does: all keys at one instant."""
         source = self.owner(slot)
@@ -184,10 +198,3 @@ def _free_port() -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
     return held
-
-
-@contextlib.contextmanager
-def in_parallel(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that have ended behind it."""
-    with ThreadPoolExecutor(count) as pool:
-        yield pool
