@@ -75,11 +75,9 @@ def parse(url: str, node: Callable[[str], Node]) -> Site:
     return Site(seeds, shards, node(f"{common}?{urlencode(options)}" if options else common))
 
 
-def prefix_fault(prefix: str) -> str | None:
-    """Say why keys cannot begin with `prefix` in a cluster; None when they can."""
-    if "{" in prefix or "}" in prefix:
-        return f"found {prefix!r}, want no braces in a cluster: those of the shard have to come first"
-    return None
+def takes_prefix(prefix: str) -> bool:
+    """Tell whether keys may begin with `prefix` in a cluster: the first braces in a key have to be those of its shard."""
+    return "{" not in prefix and "}" not in prefix
 
 
 def _shards(text: str) -> int:
