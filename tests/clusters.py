@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from itertools import count
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ import redis
 from harness import wait_until
 
 from router.embedded import Embedded
+from router.vector import shard_of
 
 NODE_TIMEOUT_MS = 1500  # a master that is silent for so long has failed
 SLOTS = 16384
@@ -126,11 +128,11 @@ class Cluster:
             master.client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
         for member in self.members[1:]:
             member.client.execute_command("CLUSTER MEET", "127.0.0.1", self.masters[0].port, self.masters[0]._bus_port)
-        count = str(len(self.members))
-        wait_until(lambda: all(m.info()["cluster_known_nodes"] == count for m in self.members), "they know each other")
+        known = str(len(self.members))
+        wait_until(lambda: all(m.info()["cluster_known_nodes"] == known for m in self.members), "they know each other")
         for replica in self.replicas:
             wait_until(lambda r=replica: self._replicate(r), "the replica has a master")  # type: ignore[misc]
-        wait_until(lambda: all(m.info()["cluster_state"] == "ok" for m in self.members), "the cluster is up")
+        self.wait_up()
         for replica in self.replicas:
             wait_until(lambda r=replica: r.client.info("replication")["master_link_status"] == "up", "it follows")  # type: ignore[misc]
 
@@ -140,6 +142,10 @@ class Cluster:
         except redis.ResponseError:  # the handshake is not over
             return False
         return True
+
+    def wait_up(self) -> None:
+        """Wait until every node says that all slots are served."""
+        wait_until(lambda: all(m.info()["cluster_state"] == "ok" for m in self.members), "the cluster is up")
 
     # What an operator does.
 
@@ -159,11 +165,13 @@ class Cluster:
 
     def migrate(self, slot: int, target: Member, pause_seconds: float = 0.0) -> None:
         """Move a slot key by key, as redis-cli does; `pause_seconds` behind each batch of keys."""
+        self.wait_up()
         source = self.owner(slot)
         target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
         source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
         while keys := source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
-            source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            with contextlib.suppress(redis.ResponseError):  # it is down for a moment, and then it is not
+                source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
             time.sleep(pause_seconds)
         for member in (target, source, *self.masters):
             with contextlib.suppress(redis.RedisError):
@@ -180,16 +188,36 @@ class Cluster:
         wait_until(lambda: replica.role == "master", "the replica is promoted")
         return master
 
+    def hand_over(self) -> None:
+        """Let a replica take over from its master, which lives and follows it from then on."""
+        (replica,) = [member for member in self.members if member.role == "slave"]
+        replica.client.execute_command("CLUSTER FAILOVER")
+        wait_until(lambda: replica.role == "master", "it has taken over")
+        wait_until(lambda: any(member.role == "slave" for member in self.members), "its master follows it")
+        self.wait_up()
+
     def comes_back(self, dead: Member) -> None:
         """Wait until a node that was started again follows the one that took its place."""
         wait_until(lambda: dead.role == "slave", "it follows the new master")
-        wait_until(lambda: all(m.info()["cluster_state"] == "ok" for m in self.members), "the cluster is up")
+        self.wait_up()
 
     def migrate_at_once(self, slot: int, target: Member) -> None:
         """Move a slot as Valkey 9 does: all keys at one instant."""
+        self.wait_up()
         source = self.owner(slot)
         source.client.execute_command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
         wait_until(lambda: self.port_of(slot) == target.port, "the slot has moved")
+
+
+def one_per_shard(prefix: str, shards: int) -> list[str]:
+    """Return the name of a channel in every shard, in their order."""
+    found: dict[int, str] = {}
+    for number in count():
+        name = f"{prefix}{number}"
+        found.setdefault(shard_of(name.encode(), shards), name)
+        if len(found) == shards:
+            break
+    return [found[shard] for shard in range(shards)]
 
 
 def _free_port() -> socket.socket:

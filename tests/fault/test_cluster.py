@@ -10,23 +10,26 @@ import contextlib
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
 from accounting import Sites, account
-from clusters import Cluster, Member
-from harness import Server
+from clusters import SLOTS, Cluster, Member, one_per_shard
+from harness import Json, LineClient, Server, wait_until
 
 from router.slots import slot_of, tags
+from router.vector import shard_of
 
 StartServer = Callable[..., Server]
 
 CHANNELS = ["room:a", "room:b", "room:c", "room:d", "room:e", "brief:f"]
 SHARDS = 8
+ROOMS = one_per_shard("room:f", SHARDS)
 CONFIG = """
 [[namespace]]
 prefix = "room"
@@ -64,6 +67,7 @@ class Chaos:
         deeds = [self.migrate, self.migrate_at_once, self.cut_subscribers, self.kill_worker, self.freeze]
         self._rng.shuffle(deeds)
         deeds.insert(2, self.fail_over)
+        deeds.insert(5, self.hand_over)
         for deed in deeds:
             await self._do(deed)
         while time.monotonic() < until:
@@ -113,11 +117,133 @@ class Chaos:
         finally:
             os.kill(node.pid, signal.SIGCONT)
 
+    async def hand_over(self) -> None:
+        """A replica takes over from a master that lives, as for maintenance."""
+        await asyncio.to_thread(self._cluster.hand_over)
+
     async def fail_over(self) -> None:
         """A master is killed, its replica is promoted, and the dead one comes back as its replica."""
         dead = await asyncio.to_thread(self._cluster.fail_over)
         dead.restart()
         await asyncio.to_thread(self._cluster.comes_back, dead)
+
+
+class Load(threading.Thread):
+    """Publishes to one channel after the other, each when the one before it was answered."""
+
+    def __init__(self, client: LineClient, channels: Sequence[str]) -> None:
+        super().__init__(daemon=True)
+        self.answers: list[Json] = []
+        self._client, self._channels = client, channels
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Load:
+        self.start()
+        wait_until(lambda: len(self.answers) > 20, "load")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        count = len(self.answers)
+        wait_until(lambda: any(a["op"] == "published" for a in self.answers[count:]), "publishing works")
+        self._stopping.set()
+        self.join(20)
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            number = len(self.answers)
+            channel = self._channels[number % len(self._channels)]
+            self._client.send({"op": "publish", "id": number, "channel": channel, "data": number})
+            while (answer := self._client.receive()) is None or answer["op"] == "gap":  # of its personal channel
+                assert answer is not None
+            assert answer["id"] == number
+            self.answers.append({**answer, "channel": channel})
+            self._stopping.wait(0.002)
+
+    def taken(self, channel: str) -> list[int]:
+        """What was answered with a position."""
+        return [a["id"] for a in self.answers if a["op"] == "published" and a["channel"] == channel]
+
+
+def heard(client: LineClient, load: Load) -> tuple[dict[str, list[int]], set[str]]:
+    """Return what `client` hears of each channel, up to the last that was taken there, and where it is told of gaps."""
+    lasts = {channel: taken[-1] for channel in ROOMS if (taken := load.taken(channel))}
+    found: dict[str, list[int]] = {channel: [] for channel in ROOMS}
+    gaps = set()
+    while any(last not in found[channel] for channel, last in lasts.items()):
+        message = client.receive()
+        assert message is not None
+        if message["op"] == "gap":
+            gaps.add(message["channel"])
+        else:
+            found[message["channel"]].append(message["data"])
+    return found, gaps
+
+
+@pytest.mark.parametrize("way", ["key by key", "at once"])
+def test_a_slot_that_migrates_costs_nobody_anything(start_server: StartServer, cluster: Cluster, way: str) -> None:
+    server = start_server("--workers", "2", "--redis", cluster.url)
+    listener = server.joined("listener", *ROOMS)
+    before = listener.connected["position"]
+    with Load(server.joined("speaker"), ROOMS) as load:
+        for shard, target in ((0, 1), (3, 0), (0, 2)):
+            slot = slot_of(tags(SHARDS)[shard])
+            if way == "key by key":
+                cluster.migrate(slot, cluster.masters[target], 0.05)
+            else:
+                cluster.migrate_at_once(slot, cluster.masters[target])
+            count = len(load.answers)
+            wait_until(lambda count=count: len(load.answers) > count + 2 * SHARDS, "it goes on")  # type: ignore[misc]
+    assert {answer["op"] for answer in load.answers} == {"published"}, "a publish waits for the slot"
+    found, gaps = heard(listener, load)
+    assert not gaps
+    assert found == {channel: load.taken(channel) for channel in ROOMS}
+    late = server.joined("late", *ROOMS, position=before)
+    assert late.connected["recovered"] is True
+    assert heard(late, load) == (found, set())
+    assert server.stats()["total"]["restarts"] == 0
+
+
+def test_a_master_that_dies_is_told_of_in_its_shards_alone(start_server: StartServer, cluster: Cluster) -> None:
+    server = start_server("--workers", "2", "--redis", cluster.url)
+    listener = server.joined("listener", *ROOMS)
+    before = listener.connected["position"]
+    hers = {channel for shard, channel in enumerate(ROOMS) if slot_of(tags(SHARDS)[shard]) * 3 < SLOTS}
+    with Load(server.joined("speaker"), ROOMS) as load:
+        cluster.fail_over()
+        wait_until(lambda: server.stats()["total"]["ready"] == 2, "both workers are ready again")
+        count = len(load.answers)
+        wait_until(lambda: len([a for a in load.answers[count:] if a["op"] == "published"]) > SHARDS, "it goes on")
+    assert {answer["code"] for answer in load.answers if answer["op"] == "error"} <= {3005, 3006}
+    found, gaps = heard(listener, load)
+    assert gaps - {"@listener"} == hers
+    late = server.joined("late", *ROOMS, position=before)
+    assert late.connected["recovered"] is False
+    told = {"@late", *hers} if shard_of(b"@late", SHARDS) in map(ROOMS.index, hers) else hers
+    assert {late.expect("gap")["channel"] for _ in told} == told
+    for channel in ROOMS:
+        assert found[channel] == sorted(set(found[channel]))
+        if channel not in hers:
+            assert [number for number in found[channel] if number in load.taken(channel)] == load.taken(channel)
+
+
+def test_a_shard_that_does_not_answer_is_named(start_server: StartServer, cluster: Cluster) -> None:
+    server = start_server("--workers", "1", "--redis", cluster.url)
+    node = cluster.masters[2]
+    assert node.pid is not None
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        _status, answer = wait_until(lambda: _red(server), "not ready", seconds=5)
+        assert answer["reason"].startswith("the bus ")
+        assert answer["reason"].endswith(" of 8")
+        assert server.request("GET", "/healthz")[0] == 200
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+    wait_until(lambda: _red(server) is None, "ready again, by itself")
+
+
+def _red(server: Server) -> tuple[int, Json] | None:
+    status, answer = server.request("GET", "/readyz")
+    return (status, answer) if status != 200 else None
 
 
 async def run(

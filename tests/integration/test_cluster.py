@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Cluster
+from clusters import Cluster, one_per_shard
 from harness import ROOT, Json, Server, wait_until
 
 from router import vector
 from router.slots import slot_of, tags
-from router.vector import shard_of
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one cluster for all of them
 
@@ -30,15 +29,8 @@ durable = false
 COUNT = 400
 
 
-def names(prefix: str, user: str = "") -> list[str]:
-    """A channel in every shard, in their order."""
-    found: dict[int, str] = {}
-    number = 0
-    while len(found) < SHARDS:
-        name = f"{prefix}{number}"
-        found.setdefault(shard_of(name.encode(), SHARDS), name)
-        number += 1
-    return [found[shard] for shard in range(SHARDS)]
+def names(prefix: str) -> list[str]:
+    return one_per_shard(prefix, SHARDS)
 
 
 ROOMS = names("room:c")
