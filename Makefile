@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/moorage bench connect
 	$(BIN)/moorage bench fanout
 	$(BIN)/moorage bench direct
+	$(BIN)/moorage bench admission
 
 # Pins every dependency with its hashes, for all Python versions and platforms at once.
 lock:

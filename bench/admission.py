@@ -68,9 +68,9 @@ def run(settings: AdmissionSettings, report: Report) -> None:
         raise Impossible(f"--rate: found {settings.rate:g}, want the newcomers a second that are allowed, at least 1")
     if settings.client_processes not in (None, 1):
         raise Impossible(f"--client-processes: found {settings.client_processes}, want 1")
-    wanted = settings.connections * (settings.rounds + 2)
+    wanted = settings.connections + int(settings.rate) + settings.sessions
     processes_needed(wanted, 1)
-    room_for(wanted + settings.sessions, settings.workers)
+    room_for(wanted, settings.workers)
     with ExitStack() as stack:
         free, closed, limited = (Arm(limit, settings, stack) for limit in (0.0, 0.001, settings.rate))
         pingers = stack.enter_context(Crowd(1, (), Pingers))
@@ -103,9 +103,12 @@ def _costs(settings: AdmissionSettings, report: Report, free: Arm, closed: Arm) 
 
 def _overload(settings: AdmissionSettings, report: Report, arm: Arm, pingers: Crowd) -> None:
     """Ping while nobody comes, while as many come as may, and while twice as many do."""
-    seconds = settings.connections / settings.rate / 2
+    seconds = settings.connections / settings.rate / 2  # so that all of them come in the last part
     for name, factor in (("quiet", 0), ("allowed rate", 1), ("twice the rate", 2)):
-        arm.target.quiet()
+        if factor > 1:  # what may come at once is saved up, and would hide the rate
+            arm.crowd.ask(Refusals, "knock", arm.plan(int(settings.rate) + 1, 0.0))
+        else:
+            arm.target.quiet()
         pingers.begin("ping", seconds, settings.ping_rate)
         count = int(settings.rate * seconds * factor)
         if count:
@@ -113,8 +116,8 @@ def _overload(settings: AdmissionSettings, report: Report, arm: Arm, pingers: Cr
             report.count(f"{name}: offered", count)
             report.count(f"{name}: served", count - found.refused)
             report.count(f"{name}: refused", found.refused)
-            report.add(f"{name}: served", (count - found.refused) / found.seconds, "connections/s")
             report.add(f"{name}: offered", count / found.seconds, "connections/s")
+            report.add(f"{name}: served", (count - found.refused) / found.seconds, "connections/s")
         pings = pingers.ended(Pings)
         report.count("pings answered", pings.answered, pings.sent)
         for label, share in (("p50", 0.50), ("p99", 0.99)):

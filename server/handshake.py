@@ -180,12 +180,17 @@ class Door(ABC):
     def _head(self, guest: Guest) -> bytes:
         """Encode what comes before the first frame."""
 
+    def _admit(self, guest: Guest) -> None:
+        """Count in a guest who asks for a session, before what it asks for is read: a refusal is to cost less than that.
+
+        Raises: PeerError while there is no room.
+        """
+        guest.asks = True
+        self._house.admit(guest.fd)
+        self._admission.enter(guest.fd, partial(self._address, guest, guest.fd))
+
     def _enter(self, guest: Guest, request: lines.Connect, *, refreshed: bool = False) -> None:
         """Check what is asked for, and subscribe it."""
-        guest.asks = True
-        if not refreshed:
-            self._house.admit(guest.fd)
-            self._admission.enter(guest.fd, partial(self._address, guest, guest.fd))
         try:
             claims = self._house.identify(request.token, request.user)
         except KeyUnknown:
@@ -271,6 +276,7 @@ class LinesDoor(Door):
         found, rest = lines.split_lines(b"", data, limits.LINE_BYTES_MAX)
         for index, line in enumerate(found):
             if line:
+                self._admit(guest)
                 request = lines.parse(line, limits.MESSAGE_BYTES_MAX)
                 if not isinstance(request, lines.Connect):
                     raise PeerError(Close.NOT_CONNECTED, field="op")
@@ -311,6 +317,7 @@ class StreamDoor(Door):
         origin = head.headers.get("origin")
         if origin is not None and (origin in self._origins or "*" in self._origins):
             guest.origin = origin
+        self._admit(guest)
         return sse.connect_request(head)
 
     def dismiss(self, guest: Guest) -> None:

@@ -22,7 +22,7 @@ GUARANTEES = ROOT / "docs" / "guarantees.md"
 LINE = re.compile(r"(\w+)([<>])(?: (.*))?")
 POSITION = re.compile(r"\bP\d+\b")
 OVER_HTTP = {  # what a request other than a stream can end with; the others are of connections
-    Close.EXPIRED, Close.OVERLOADED, Close.BUS_DOWN, Close.UNCONFIRMED, Close.KEYS_UNAVAILABLE,
+    Close.EXPIRED, Close.OVERLOADED, Close.BUS_DOWN, Close.UNCONFIRMED, Close.KEYS_UNAVAILABLE, Close.PUBLISH_RATE,
     Close.BAD_REQUEST, Close.UNAUTHORIZED, Close.FORBIDDEN, Close.NOT_FOUND, Close.TOO_LARGE,
 }  # fmt: skip
 
