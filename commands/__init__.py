@@ -16,6 +16,7 @@ COMMANDS = {
     "token": "make a token that signs a user in",
     "publish": "publish a message through the admin port",
     "chat": "talk in a channel, line by line",
+    "top": "what every worker of a running server does, live",
     "drain": "empty a running server politely, then end it",
     "tuning": "check and set the kernel limits that stop a server short of its connections",
     "capacity": "how many more connections a running server holds, and which limit ends it",
