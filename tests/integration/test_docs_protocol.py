@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from harness import DEADLINE_SECONDS, ROOT, Server
 
-from router import journal, presence
+from router import journal, presence, roster, rosters
+from router.embedded import Embedded
 from server import admin, limits, lines, web
 from server.close import Close, PeerError
 
@@ -78,6 +80,14 @@ def limits_table() -> str:
         ("its body", size(limits.BODY_BYTES_MAX), "4005, status 413", ""),
         ("until its body has come and it is answered", f"{limits.REQUEST_SECONDS_MAX:g} s", "refused", ""),
         ("until a connection has said who it is", f"{limits.HANDSHAKE_SECONDS_MAX:g} s", "4002", "`handshake_seconds`"),
+        (
+            "connections that an answer to `presence` names",
+            f"{limits.PRESENCE_CONNECTIONS_MAX:,}",
+            "their number",
+            "`presence_connections_max`",
+        ),
+        ("names of a `join` or `leave` within 1 s", str(rosters.NAMES_MAX), "their number", ""),
+        ("until a user who is gone has left", f"{roster.GRACE_SECONDS:g} s", "", ""),
         ("until all workers have answered `presence`", f"{presence.ANSWER_SECONDS_MAX:g} s", "3006", ""),
         ("what waits for a slow peer", size(limits.BACKLOG_BYTES_MAX), "3002, closed", "`backlog_bytes_max`"),
         (
@@ -142,8 +152,8 @@ class Wire:
 class Story:
     """The connections of a chapter, and the positions that have been seen in it."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, server: Server, redis_url: str) -> None:
+        self.server, self.redis_url = server, redis_url
         self.positions: dict[str, str] = {}
         self.wires: dict[str, Wire] = {}
         self.requests: dict[str, list[str]] = {}  # lines of a request that is not complete
@@ -159,7 +169,10 @@ class Story:
                 self.check(line, said, self.heard(name))
 
     def said(self, name: str, text: str) -> None:
-        if name in ("sse", "http", "admin"):
+        if name == "redis":
+            with redis.Redis.from_url(self.redis_url) as client:
+                client.execute_command(*text.split(" "))
+        elif name in ("sse", "http", "admin"):
             self.requests.setdefault(name, []).append(text)
         elif text == "(closes)":
             self.wires.pop(name).close()
@@ -220,8 +233,8 @@ class Story:
 def test_the_examples_are_what_happens(title: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / "moorage.toml"
     file.write_text("".join(blocks("toml", PAGE.read_text())))
-    with Server(["--workers", "2", "--config", str(file)]) as server:
-        story = Story(server)
+    with Embedded() as valkey, Server(["--workers", "2", "--config", str(file), "--redis", valkey.url]) as server:
+        story = Story(server, valkey.url)
         try:
             story.play(text)
             story.end()
@@ -236,7 +249,7 @@ def test_every_op_has_an_example() -> None:
     heard = ("connected", "subscribed", "unsubscribed", "published", "history", "presence", "pong")
     for op in sent:
         assert f'> {{"op":"{op}"' in story
-    for op in (*heard, "message", "gap", "error", "close"):
+    for op in (*heard, "message", "join", "leave", "gap", "error", "close"):
         assert f'< {{"op":"{op}"' in story
     with pytest.raises(PeerError, match=", ".join(sent)):  # all there are
         lines.parse(b'{"op":"?"}', 1)
