@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bench import admission, connect, direct, fanout, idle
+from bench import admission, connect, direct, fanout, idle, presence
 from bench.load import Failed
 from bench.publisher import Refused
 from bench.report import Report
@@ -33,6 +33,7 @@ SCENARIOS = {
         admission.AdmissionSettings,
         admission.run,
     ),
+    "presence": Scenario("cost of asking who is there, by room and by user", presence.PresenceSettings, presence.run),
 }
 
 

@@ -265,10 +265,13 @@ def shown(event: Mapping[str, Any]) -> str:
         )
         return f"{channel} {printable(event['from'] or '(backend)')}: {printable(text)}"
     if op in {"join", "leave"}:
-        return f"* {printable(event.get('user', 'somebody'))} {'joined' if op == 'join' else 'left'} {channel}"
+        who = printable(event["user"]) if "user" in event else f"{event.get('count', 0):,} users"
+        return f"* {who} {'joined' if op == 'join' else 'left'} {channel}"
     if op == "gap":
         return f"! {channel}: what was missed here is no longer held: messages are missing"
     if op == "presence":
+        if "users" not in event:
+            return f"* in {channel}: {event['connections']:,} connections"
         return f"* in {channel}: {', '.join(map(printable, event['users'])) or 'nobody'}"
     if op == "error":
         return f"! {event['code']} {printable(event['reason'])}"

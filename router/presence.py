@@ -14,8 +14,9 @@ channel. One with more than `most` connections is not named but counted: {"alice
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import attrgetter
@@ -28,8 +29,11 @@ from router.note import REPLIES
 from router.pipe import Reply, Unconfirmed
 from router.table import Sink, Table
 
+log = logging.getLogger("moorage.presence")
+
 ANSWER_SECONDS_MAX = 3.0
 PART_CONNECTIONS = 2_000  # counted, or written, in one turn of the loop: half a millisecond
+SMALL_BYTES_MAX = 4096  # of an answer that is counted in at once
 
 Found = (
     dict[str, int] | int
@@ -52,7 +56,12 @@ class Tally:
         """Count in an answer, or a part of one, without its number. Raises: ValueError when it is none."""
         end, _, counts = part.partition(b" ")
         found = orjson.loads(counts)
-        self.connections += found if isinstance(found, int) else sum(found.values())
+        if type(found) is dict and set(map(type, found.values())) <= {int}:
+            self.connections += sum(found.values())
+        elif type(found) is int:
+            self.connections += found
+        else:
+            raise ValueError("not a count of connections")
         if self.connections > self._most:
             self._users.clear()
         elif isinstance(found, dict):
@@ -61,17 +70,18 @@ class Tally:
 
     def found(self) -> Found:
         """Return who is there."""
-        return self.connections if self.connections > self._most else dict(self._users)
+        return self.connections if self.connections > self._most else self._users
 
 
 class _Question:
     """What one worker wants to know, and how far it has got."""
 
-    __slots__ = ("awaited", "done", "tally", "timer")
+    __slots__ = ("awaited", "done", "parts", "tally", "timer")
 
     def __init__(self, tally: Tally, done: Done, timer: asyncio.TimerHandle) -> None:
         self.tally = tally
         self.done = done
+        self.parts: deque[bytes] = deque()  # of answers, that have come and are not counted in
         self.awaited = -1  # how many workers were asked; -1: Redis has not said yet
         self.timer = timer
 
@@ -139,9 +149,28 @@ class Presence:
         """Take one worker's answer to a question of ours. Raises: ValueError when it is none."""
         number, _, part = answer.partition(b" ")
         asked = self._asked.get(number)
-        if asked is not None:
+        if asked is None:
+            return
+        if not asked.parts and len(part) <= SMALL_BYTES_MAX:
             asked.tally.add(part)
             self._check(number, asked)
+            return
+        asked.parts.append(part)  # many come in one batch, and each of them takes a while
+        if len(asked.parts) == 1:
+            self._loop.call_soon(self._count, number, asked)
+
+    def _count(self, number: bytes, asked: _Question) -> None:
+        """Count in the next part."""
+        if self._asked.get(number) is not asked:
+            return
+        try:
+            asked.tally.add(asked.parts[0])
+        except ValueError:
+            log.error("an answer to a question for presence that is none: %.200r", asked.parts[0])
+        asked.parts.popleft()
+        if asked.parts:
+            self._loop.call_soon(self._count, number, asked)
+        self._check(number, asked)
 
     def write(self, users: dict[str, int], done: Callable[[bytes], None]) -> None:
         """Give `done` the JSON object of `users`, at once when it is small."""

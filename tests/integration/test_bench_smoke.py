@@ -18,6 +18,7 @@ SMALL = {
     "idle": ["--connections", "300", "--base", "100", "--rounds", "2", "--seconds", "0.5", "--client-processes", "2"],
     "connect": ["--connections", "60", "--rounds", "2"],
     "fanout": ["--connections", "200", "--rounds", "2"],
+    "presence": ["--connections", "100", "--users", "60", "--rounds", "1", "--questions", "4"],
     "direct": ["--connections", "40", "--rounds", "1", "--seconds", "0.3", "--messages", "600", "--rate", "400"],
     "admission": ["--connections", "200", "--rounds", "1", "--rate", "200", "--sessions", "10", "--ping-rate", "50"],
 }
@@ -96,12 +97,20 @@ def check_admission(counts: dict[str, int], found: dict[str, Any]) -> None:
     assert counts["twice the rate: refused"] > 0 or not in_time
 
 
+def check_presence(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts["personal channels"] == 100
+    assert counts["users in the room"] == counts["users found in the room"] == 60
+    assert counts["users found online"] == 1
+    assert found["figures"]["the room, answer"]["median"] > 60 * len('"v0":1,')
+
+
 CHECKS = {
     "idle": check_idle,
     "connect": check_connect,
     "fanout": check_fanout,
     "direct": check_direct,
     "admission": check_admission,
+    "presence": check_presence,
 }
 
 

@@ -375,6 +375,8 @@ async def test_a_line_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> N
         ),
         ({"op": "join", "channel": "a", "user": "bob"}, "* bob joined a"),
         ({"op": "leave", "channel": "a", "user": "bob"}, "* bob left a"),
+        ({"op": "leave", "channel": "a", "count": 1234}, "* 1,234 users left a"),
+        ({"op": "presence", "channel": "a", "connections": 12000}, "* in a: 12,000 connections"),
         ({"op": "presence", "channel": "a", "users": {}}, "* in a: nobody"),
         ({"op": "published", "id": 1, "channel": "a", "position": "p"}, ""),
         ({"op": "of the future"}, ""),

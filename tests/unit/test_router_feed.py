@@ -638,3 +638,79 @@ def test_a_message_shown_for_its_lag_is_one_of_each_batch(line: Line) -> None:
             line.feed.message(b"room:a", payload)
         line.feed.batch()
     assert len(shown) == 2
+
+
+class Follower:
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def lost(self) -> None:
+        self.told.append("lost")
+
+    def restored(self) -> None:
+        self.told.append("restored")
+
+    def rejoined(self, name: bytes) -> None:
+        self.told.append(f"rejoined {name.decode()}")
+
+    def tick(self) -> None:
+        self.told.append("tick")
+
+
+def test_who_follows_is_told_what_happens_to_the_bus(line: Line) -> None:
+    follower = Follower()
+    line.feed.followers = (follower,)
+    line.ear("alice", b"room:a")
+    line.cut()
+    line.restore()
+    line.settle()
+    line.lapse(b"room:a")
+    line.settle()
+    line.feed.tick()
+    assert follower.told == ["lost", "restored", "rejoined room:a", "tick"]
+
+
+def test_what_is_announced_has_the_newest_position_and_is_not_kept(line: Line) -> None:
+    ear, other = line.ear("alice", b"room:a"), line.ear("bob", b"room:b")
+    line.publish(b"room:a")
+    line.settle()
+    line.feed.announce(b"room:a", b"join", [b',"user":"bob"', b',"user":"carol"'])
+    line.feed.announce(b"room:nobody", b"join", [b',"user":"bob"'])
+    line.settle()
+    joins = [(channel, str(position).encode()) for op, channel, position in ear.heard if op == "join"]
+    assert joins == [(b"room:a", line.feed.head)] * 2
+    assert not any(op == "join" for op, *_ in other.heard)
+
+
+def test_a_feed_is_not_steady_while_a_channel_lacks_something_from_before_the_head(line: Line) -> None:
+    line.ear("alice", b"room:a", b"room:b")
+    line.publish(b"room:a")
+    line.settle()
+    assert line.feed.is_steady
+    line.desk.is_prompt = False
+    line.publish(b"room:a", lost=True)
+    line.publish(b"room:b")
+    line.publish(b"room:a")
+    line.pump()
+    assert not line.feed.is_steady
+    line.settle()
+    assert line.feed.is_steady
+    line.cut()
+    line.publish(b"room:a")
+    line.restore()
+    assert line.feed.is_steady, "what is missing is all behind the head"
+    line.settle()
+
+
+def test_a_gap_of_a_channel_that_keeps_nothing_is_told_by_others(line: Line) -> None:
+    line.feed.is_durable = lambda name: name != b"typing:a"
+    ear = line.ear("alice", b"typing:a", b"room:a")
+    line.publish(b"room:a")
+    line.settle()
+    line.cut()
+    line.desk.client.flushall()
+    line.restore()
+    line.settle()
+    assert sorted(ear.gaps()) == [b"@alice", b"room:a"]

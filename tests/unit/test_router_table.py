@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 from sinks import Keeper, Worker
@@ -190,3 +191,39 @@ def test_nothing_waits_for_the_garbage_collector(worker: Worker) -> None:
         assert not [found for found in gc.get_objects() if type(found) in {Channel, Round, Keeper}]
     finally:
         gc.enable()
+
+
+class Roster:
+    """Keeps who has come and gone."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def enter(self, user: str) -> None:
+        self.heard.append(f"+{user}")
+
+    def leave(self, user: str) -> None:
+        self.heard.append(f"-{user}")
+
+
+def test_a_roster_hears_of_every_subscription(worker: Worker) -> None:
+    """Asked for once a channel; however one comes and goes, it is told once."""
+    roster, asked = Roster(), list[bytes]()
+
+    def roster_of(name: bytes) -> Any:
+        asked.append(name)
+        return roster if name == b"hall:a" else None
+
+    worker.table.roster_of = roster_of
+    alice = worker.keeper("alice", "hall:a", "room:a")
+    bob = worker.keeper("bob")
+    worker.table.add(bob, b"hall:a")
+    worker.table.add(bob, b"hall:a")
+    worker.table.discard(bob, b"hall:a")
+    worker.table.discard(bob, b"hall:a")
+    worker.table.leave(alice)
+    worker.table.leave(alice)
+    assert roster.heard == ["+alice", "+bob", "-bob", "-alice"]
+    assert asked == [b"hall:a", b"room:a"]
+    worker.keeper("carol", "hall:a")
+    assert asked[2:] == [b"hall:a"]

@@ -57,6 +57,12 @@ def test_lines_at_the_limit_are_fine_however_many() -> None:
 # Requests
 
 
+def test_a_wish_to_be_told_of_gaps() -> None:
+    assert parse(op="connect", user="alice", gaps=True) == lines.Connect(None, "alice", (), None, gaps=True)
+    assert parse(op="subscribe", channel="a", gaps=True) == lines.Subscribe(None, "a", None, gaps=True)
+    assert parse(op="subscribe", channel="a", gaps=None) == lines.Subscribe(None, "a", None)
+
+
 def test_connect() -> None:
     assert parse(op="connect", token="t", channels=["room:a", "b", "room:a"], position="p-1") == lines.Connect(
         "t", None, ("room:a", "b"), "p-1"

@@ -260,6 +260,7 @@ def test_nothing_is_asked_for() -> None:
 
 def test_an_empty_position_is_none() -> None:
     assert connect(b"position=").position is None
+    assert [connect(query).gaps for query in (b"gaps=1", b"gaps=0", b"")] == [True, False, False]
     assert connect(b"position=p", b"Last-Event-ID:\r\n").position == "p"
 
 
