@@ -16,10 +16,10 @@ import logging
 import random
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
 
 from router import journal, position
 from router.link import DEADLINE_SECONDS, Link, Subscriber
+from router.listeners import Interest, Listeners
 from router.node import Locator
 from router.pipe import BusDown, Busy, Done, Pipe, Refused, Reply, Unconfirmed, pack
 
@@ -33,29 +33,7 @@ SUBSCRIBE_CHUNK = 500
 PENDING_MAX = 20_000  # publishes that wait for an answer
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
 
-__all__ = ["Bus", "BusDown", "Busy", "Refused", "Unconfirmed", "backoff"]
-
-
-class Interest(Protocol):
-    """The router's table as the bus sees it: the names that have subscribers here."""
-
-    def __contains__(self, name: bytes, /) -> bool: ...
-    def names(self) -> Iterable[bytes]:
-        """Every such name."""
-
-
-class Listeners(NamedTuple):
-    """Who is told what happens on the bus."""
-
-    message: Callable[[bytes, bytes], None]  # name, payload
-    batch: Callable[[], None]  # behind each batch of messages
-    reply: Callable[[bytes], None]  # what another worker answers to a question of this one
-    control: Callable[[bytes], None]  # what the admin process tells all workers
-    lost: Callable[[], None]  # the bus is down
-    restored: Callable[[bytes], None]  # the bus is back, at this position; messages have been missed on every name
-    lapsed: Callable[[bytes], None]  # Redis has unsubscribed this name, unasked: from here on messages are missed
-    rejoined: Callable[[bytes, bytes], None]  # it is subscribed again: name, position
-    head: Callable[[], bytes]  # asked for the newest position seen
+__all__ = ["Bus", "BusDown", "Busy", "Listeners", "Refused", "Unconfirmed", "backoff"]
 
 
 def backoff(attempt: int, chance: float) -> float:

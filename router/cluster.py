@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from router import journal
-from router.bus import PENDING_MAX, Bus, Interest, Listeners
+from router.bus import PENDING_MAX, Bus
 from router.link import Link, Strand, Subscriber
+from router.listeners import Interest, Listeners
 from router.nodes import Nodes, SharedLink
 from router.pipe import BusDown, Busy, Done, Refused, Reply
 from router.vector import shard_of

@@ -8,7 +8,7 @@ from router.bus import Bus
 from router.carousel import Carousel
 from router.feed import Feed
 from router.namespaces import Namespaces
-from router.rosters import USERS_MAX, Counts, Rosters
+from router.rosters import Counts, Rosters
 from router.watchers import Watchers
 
 
@@ -17,9 +17,7 @@ def follow(
     loop: asyncio.AbstractEventLoop, shards: int = 1,
 ) -> None:  # fmt: skip
     """Let joins and leaves, and gaps of live-only channels, follow `feed`, one of `shards`. `counts` is where they are counted."""
-    feed.rosters = Rosters(
-        bus, feed, namespaces, counts, clock=loop.time, later=loop.call_soon, users_max=USERS_MAX // shards
-    )
+    feed.rosters = Rosters(bus, feed, namespaces, counts, clock=loop.time, later=loop.call_soon, shards=shards)
     feed.watchers = Watchers(feed, carousel, namespaces, loop.call_soon, comes_here=feed.has)
     feed.followers = (feed.watchers, feed.rosters)
     feed.is_durable = feed.watchers.is_durable

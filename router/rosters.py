@@ -73,9 +73,9 @@ class Rosters:
 
     def __init__(
         self, bus: Bus, stage: Stage, namespaces: Namespaces, counts: Counts, *, clock: Callable[[], float],
-        later: Callable[..., object], users_max: int = USERS_MAX,
+        later: Callable[..., object], shards: int = 1,
     ) -> None:  # fmt: skip
-        self._counts, self._users_max = counts, users_max
+        self._counts, self._shards = counts, shards
         self._users = self._counted = 0  # of other workers, in all rosters
         self._bus, self._stage, self._namespaces, self._clock, self._later = bus, stage, namespaces, clock, later
         self._is_used = any(each.join_leave for each in (namespaces.default, *namespaces.named))
@@ -152,7 +152,9 @@ class Rosters:
         speaker, came = (note.worker, note.life, note.number), set(note.came)
         fellow = roster.fellows.get(note.worker)
         new = came - fellow.users if fellow is not None else came
-        if self._users + roster.users + len(new) > self._users_max:  # those of the roster are not counted at the moment
+        if (
+            self._users + roster.users + len(new) > USERS_MAX // self._shards
+        ):  # those of the roster are not counted at the moment
             came = came - new
             self._overflow(now)
         if note.kind is Kind.HELLO:
@@ -170,7 +172,7 @@ class Rosters:
             self._log_at = now + LOG_SECONDS
             log.error(
                 "over %d users in rosters: joins and leaves of some are not told (%d times)",
-                self._users_max,
+                USERS_MAX // self._shards,
                 self._counts.roster_overflows,
             )
 

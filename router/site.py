@@ -75,9 +75,11 @@ def parse(url: str, node: Callable[[str], Node]) -> Site:
     return Site(seeds, shards, node(f"{common}?{urlencode(options)}" if options else common))
 
 
-def takes_prefix(prefix: str) -> bool:
-    """Tell whether keys may begin with `prefix` in a cluster: the first braces in a key have to be those of its shard."""
-    return "{" not in prefix and "}" not in prefix
+def prefix_fault(url: str | None, prefix: str) -> tuple[str, str] | None:
+    """Return what was found and what is wanted of the prefix of all keys on the bus at `url`; None when nothing is wrong."""
+    if is_site(url or "") and ("{" in prefix or "}" in prefix):
+        return repr(prefix), "no braces in a cluster, where those of the shard come first in a key"
+    return None
 
 
 def _shards(text: str) -> int:

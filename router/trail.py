@@ -84,7 +84,7 @@ class Trail:
 
     def step(self, done: Done) -> None:
         """See `Replay.step`."""
-        asked = self._legs if self._is_new else [leg for leg in self._legs[:1] if leg.ready is None]
+        asked = list(self._legs) if self._is_new else [leg for leg in self._legs[:1] if leg.ready is None]
         self._is_new = False
         left = len(asked)
         failed: list[Exception] = []

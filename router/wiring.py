@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from router import journal, site, topology
+from router import journal, topology
 from router.bus import Bus, Listeners
 from router.carousel import Carousel
 from router.cluster import Cluster, ShardBus
@@ -59,7 +59,6 @@ def wire(place: topology.Place, worker: Worker, outlets: Outlets) -> tuple[AnyFe
         _connect(feed, bus, keys, worker)
         table.roster_of = feed.rosters.of
         return feed, bus
-    assert site.takes_prefix(worker.prefix), "the configuration was checked"
     feeds = Feeds(place.shards, table, carousel, later=later, on_lag=outlets.lag, on_waiting=outlets.waiting)
     nodes = Nodes(place, worker.prefix, tls, f"moorage:{worker.name}", feeds.batch)
     buses = [_shard(nodes, shard, keys, feeds, worker, outlets) for shard, keys in enumerate(place.keys(worker.prefix))]

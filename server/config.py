@@ -347,12 +347,6 @@ def _message_fits_backlog(config: Config) -> tuple[str, str] | None:
     return f"a backlog of {config.backlog_bytes_max}", f"at least {needed}: one message with its envelope"
 
 
-def _prefix_leaves_the_slot(config: Config) -> tuple[str, str] | None:
-    if config.redis is not None and site.is_site(config.redis) and not site.takes_prefix(config.redis_prefix):
-        return repr(config.redis_prefix), "no braces in a cluster, where those of a shard come first in a key"
-    return None
-
-
 RULES = (
     Rule(("tcp", "http", "auth_secret", "auth_key", "no_auth"), _open_mode_is_local),
     Rule(("auth_secret", "auth_key"), _one_auth),
@@ -362,7 +356,7 @@ RULES = (
     Rule(("tcp", "http", "admin"), _addresses_are_distinct),
     Rule(("proxy_protocol", "proxy_trusted"), _proxies_are_named),
     Rule(("message_bytes_max", "backlog_bytes_max"), _message_fits_backlog),
-    Rule(("redis", "redis_prefix"), _prefix_leaves_the_slot),
+    Rule(("redis", "redis_prefix"), lambda config: site.prefix_fault(config.redis, config.redis_prefix)),
 )
 
 

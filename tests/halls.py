@@ -14,6 +14,7 @@ from journals import Desk
 
 from router.replay import Reader
 from router.table import Table
+from router.vector import Vector, parse
 from server import lines, sse
 from server.catchup import CatchUp
 from server.close import Close
@@ -55,6 +56,9 @@ class Feed:
     def __init__(self, desk: Desk) -> None:
         self.reader = Reader(desk, desk.keys)
         self.head = b""
+
+    def read(self, text: str | bytes | None) -> Vector | None:
+        return parse(text, 1)
 
 
 class Asking:

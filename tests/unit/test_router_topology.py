@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
+from router.clients import client
 from router.sentinel import Sentinels
-from router.topology import Node, client, parse, ssl_context
+from router.topology import Node, parse, ssl_context
 
 
 @pytest.mark.parametrize(
