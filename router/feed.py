@@ -185,8 +185,11 @@ class Feed:
     def lost(self) -> None:
         """The bus is down."""
         self._whole = False
-        hold = self._hold
+        hold, broken = self._hold, self._broken
         self._heal()
+        if broken:  # those that begin before the head: it says nothing of them when the bus is back
+            head = self._head().id
+            self._broken = {name: id for name, id in broken.items() if id.number < head.number}
         for join in hold.joins() if hold is not None else ():
             join.enter(False)
         for follower in self.followers:
@@ -202,8 +205,9 @@ class Feed:
             upto = passed  # came behind `at`, and before we were called
         if after is None or after.epoch != upto.epoch:
             self.head = str(upto).encode()
+            self._broken.clear()
             self._tell_gaps(self._mine())
-        elif after.id.number < upto.id.number:
+        elif after.id.number < upto.id.number or self._broken:
             self._all_broken = True
             self._begin_hold(upto.id)
             self._mend()

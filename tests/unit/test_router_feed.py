@@ -714,3 +714,20 @@ def test_a_gap_of_a_channel_that_keeps_nothing_is_told_by_others(line: Line) -> 
     line.restore()
     line.settle()
     assert sorted(ear.gaps()) == [b"@alice", b"room:a"]
+
+
+def test_a_hole_that_was_being_filled_when_the_bus_went_down_is_filled_when_it_is_back(line: Line) -> None:
+    """The others had gone on behind it, so that the head says nothing of it."""
+    ear = line.ear("alice", b"room:a", b"room:b")
+    first = line.publish(b"room:a")
+    line.settle()
+    line.desk.is_prompt = False
+    lost = line.publish(b"room:a", lost=True)
+    later = [line.publish(b"room:b"), line.publish(b"room:a")]
+    line.pump()
+    line.cut()
+    line.desk.is_prompt = True
+    line.restore()
+    line.settle()
+    assert sorted(ear.numbers()) == [first, lost, *later]
+    assert ear.gaps() == []
