@@ -75,7 +75,7 @@ def of_socket(fd: int) -> str:
     sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, fileno=fd)
     try:
         return forwarded.plain(sock.getpeername()[0]) or UNKNOWN
-    except OSError:
+    except (OSError, IndexError):  # a Unix socket's peer has no name
         return UNKNOWN
     finally:
         sock.detach()

@@ -43,6 +43,9 @@ def test_the_address_of_a_socket(accepted: tuple[int, str]) -> None:
 def test_a_peer_that_is_gone_has_none() -> None:
     with socket.socket() as sock:
         assert of_socket(sock.fileno()) == UNKNOWN
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert of_socket(ours.fileno()) == UNKNOWN
     assert Sources("v2", LOOPBACK).trusts(UNKNOWN) is False
 
 
