@@ -25,11 +25,12 @@ from typing import Protocol
 
 from setproctitle import setproctitle
 
-from server import admin, admission, limits, logs, shard
+from server import admin, admission, inherited, limits, logs, shard
 from server.auth import Verifier
 from server.child import Child
 from server.config import Config
 from server.drain import Progress, Window
+from server.notify import Manager
 from server.sockets import Sockets
 from server.stats import Pages
 from tuning import advice, host, running
@@ -70,6 +71,7 @@ class Supervisor:
     pages: Pages
     sockets: Sockets
     companion: Companion | None
+    manager: Manager
     spent_at: list[float] = field(default_factory=list)
     stopping_until: float = 0.0  # 0: not stopping
     told_to_stop: bool = False  # by SIGTERM: the next signal means now
@@ -91,6 +93,7 @@ class Supervisor:
                 self._obey(now)
                 self._reap(now)
                 self._watch(now)
+                self.manager.beat(now)
                 if not self.announced and not self.stopping_until and self._all_ready():
                     self.announced = True
                     announce()
@@ -114,6 +117,8 @@ class Supervisor:
             if signum == signal.SIGHUP:
                 for child in self.children:
                     child.kill(signal.SIGHUP)
+                if self.announced:
+                    self.manager.reloading()
             elif signum == signal.SIGUSR1:
                 self._drain(now, self.pages.asked_seconds)
             elif signum == signal.SIGTERM and not self.told_to_stop:
@@ -191,6 +196,9 @@ class Supervisor:
         log.info("draining: %d sessions leave within %.0f s; SIGTERM again stops now", window.sessions, window.seconds)
         self.pages.window, self.progress = window, Progress(window)
         self.stopping_until = now + seconds + limits.DRAIN_EXTRA_SECONDS
+        self.manager.stopping(
+            f"draining {window.sessions} sessions", self.stopping_until + limits.STOP_SECONDS_MAX - now
+        )
         for child in self._workers():
             child.kill(signal.SIGTERM)
 
@@ -208,10 +216,9 @@ class Supervisor:
             self.sockets.hold_off()
             self.queues_until = now + limits.DRAIN_QUEUE_SECONDS
         elif progress.is_worth_saying(now, left):
-            log.info(
-                "draining: %d of %d sessions left, %.0f s left",
-                left, progress.window.sessions, progress.window.seconds_left(now),
-            )  # fmt: skip
+            _, _, sessions = progress.window
+            log.info("draining: %d of %d sessions left, %.0f s left", left, sessions, progress.window.seconds_left(now))
+            self.manager.status(f"draining: {left} of {sessions} sessions left")
 
     def _stop(self, now: float) -> None:
         if not self.killed:
@@ -219,6 +226,7 @@ class Supervisor:
             self.stopping_until = now + limits.STOP_SECONDS_MAX
             self.pages.window = self.pages.window or Window(now, 0.0)
             self.sockets.hold_off()
+            self.manager.stopping("stopping", limits.STOP_SECONDS_MAX)
             for child in self._workers():
                 child.kill(signal.SIGINT)
 
@@ -342,7 +350,7 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     say_what_stops_it(count)
     try:
         verifier = None if config.is_open else shard.verifier(config)
-        sockets = Sockets.open(config, count)
+        sockets = Sockets.open(config, count, inherited.take(os.environ))
     except (OSError, ValueError) as error:
         log.critical("cannot start: %s", error)
         return CANNOT_BOOT
@@ -356,15 +364,18 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
         place = shard.Place(number, node, *mine, pages[number], lambda: pages.window, count, census)
         children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
     judge = running.Judge(sockets.ports())
-    children.append(Child("admin", lambda: admin.run(config, pages, sockets.admin, redis_url, judge), sockets.admin))
+    listening = sockets.admin.sockets
+    children.append(Child("admin", lambda: admin.run(config, pages, listening, redis_url, judge), listening))
+    manager = Manager.from_environ(os.environ)
 
     def announce() -> None:
         print(*sockets.lines(), "ready", sep="\n", file=sys.stderr, flush=True)  # noqa: T201
+        manager.ready(f"{count} workers: {', '.join(sockets.lines())}")
 
     # What is frozen is never looked at again by a collection, and its memory stays shared with the children.
     gc.collect()
     gc.freeze()
-    return Supervisor(config, children, pages, sockets, companion).run(announce)
+    return Supervisor(config, children, pages, sockets, companion, manager).run(announce)
 
 
 def _worker(config: Config, place: shard.Place, redis_url: str, verifier: Verifier | None, *, pin: bool) -> Child:

@@ -103,9 +103,10 @@ class Leaving:
         """
         self.has_begun, self.code = True, Close.STOPPED
         house, until = self._house, time.monotonic() + limits.FAREWELL_SECONDS_MAX
-        if self._told() is not None:
-            for listener in house.listeners:
+        for listener in house.listeners:
+            if self._told() is not None:
                 listener.sweep(until)
+            listener.close()
         for guest in list(house.guests):
             guest.door.dismiss(guest)
         for session in house.sessions():

@@ -48,7 +48,9 @@ def listen(address: Address, count: int, config: Config) -> list[socket.socket]:
         for _ in range(count):
             sock = socket.socket(family, socket.SOCK_STREAM)
             sockets.append(sock)
-            _configure(sock, config)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            configure(sock, config)
             _only_v6(sock)
             sock.bind(sockets[0].getsockname() if len(sockets) > 1 else where)
         for sock in sockets:
@@ -66,10 +68,8 @@ def _only_v6(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
-def _configure(sock: socket.socket, config: Config) -> None:
+def configure(sock: socket.socket, config: Config) -> None:
     """Set what accepted sockets inherit from their listener, so that setting it costs a connection nothing: tcp(7)."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.KEEPALIVE_IDLE_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.KEEPALIVE_INTERVAL_SECONDS)
@@ -128,8 +128,13 @@ class Listener:
                 self._pause(f"descriptor {fd} reached, RLIMIT_NOFILE is near")
                 return
 
+    def close(self) -> None:
+        """Accept no more; the socket stays open."""
+        self._paused_until = 0.0
+        self._pool.release(self)
+
     def sweep(self, until: float) -> None:
-        """Accept all who wait in the queue, until then at the latest: nobody will after this."""
+        """Accept all who wait in the queue, until then at the latest."""
         while (fd := _accept4(self.fd, None, None, _FLAGS)) >= 0 or ctypes.get_errno() in PEER_ERRNOS:
             if fd >= 0:
                 self._pool.stats.accepted += 1

@@ -4,6 +4,8 @@ Closing a listener resets everybody in its queue. So before the end it takes no 
 the queue: a filter on the socket (socket(7), SO_ATTACH_FILTER) drops what begins a connection, and lets pass the rest of a
 handshake under way. Whoever is dropped tries again after a second, as TCP does with a lost packet, and finds the port closed, or a
 successor.
+
+Sockets that were passed to us stay open in whoever passed them, and what waits in their queues outlives us: no filter there.
 """
 
 from __future__ import annotations
@@ -11,14 +13,30 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from server.config import Config
-from server.listener import address_of, listen
+from server.config import Address, Config
+from server.inherited import Inherited, share_out
+from server.listener import address_of, configure, listen
 
-Group = list[socket.socket]
-"""The sockets of one address: one a worker, by number."""
+
+class Group(NamedTuple):
+    """The sockets of one address: one a worker, by number, unless they were passed to us."""
+
+    sockets: list[socket.socket]
+    is_inherited: bool = False
+
+    @property
+    def address(self) -> Address:
+        """Where they listen."""
+        return address_of(self.sockets[0])
+
+    def of(self, number: int, count: int) -> list[socket.socket]:
+        """Those of one of `count` workers: every socket has a worker, and every worker a socket, maybe with others."""
+        return self.sockets[number::count] or [self.sockets[number % len(self.sockets)]]
+
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 # Classic BPF on the TCP header: byte 13 holds the flags, 2 is SYN. Drop what has it, keep the rest whole.
@@ -33,37 +51,55 @@ _NO_SYN = b"".join(
 )
 
 
-class Sockets(NamedTuple):
-    """One group for every address of each transport."""
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """One group for every address of each transport, for `count` workers."""
 
     tcp: list[Group]
     http: list[Group]
     admin: Group
+    count: int
 
     @classmethod
-    def open(cls, config: Config, count: int) -> Sockets:
-        """Listen on every address, with a socket for each of `count` workers. Raises: OSError."""
-        tcp = [listen(address, count, config) for address in config.tcp]
-        http = [listen(address, count, config) for address in config.http]
-        return cls(tcp, http, listen(config.admin, 1, config))
+    def open(cls, config: Config, count: int, passed: Iterable[Inherited] = ()) -> Sockets:
+        """Listen on every address, with a socket for each of `count` workers where none was passed.
+
+        Raises: OSError, ValueError when one was passed that no option names.
+        """
+        found = share_out(passed, (*config.tcp, *config.http, config.admin))
+
+        def group(address: Address, count: int) -> Group:
+            if address not in found:
+                return Group(listen(address, count, config))
+            for sock in found[address]:
+                configure(sock, config)
+                sock.listen(config.listen_backlog)
+            return Group(found[address], is_inherited=True)
+
+        tcp = [group(address, count) for address in config.tcp]
+        http = [group(address, count) for address in config.http]
+        return cls(tcp, http, group(config.admin, 1), count)
 
     def of(self, number: int) -> tuple[list[socket.socket], list[socket.socket]]:
         """Return the sockets of one worker, TCP and HTTP."""
-        return [group[number] for group in self.tcp], [group[number] for group in self.http]
+        tcp, http = (
+            [sock for group in groups for sock in group.of(number, self.count)] for groups in (self.tcp, self.http)
+        )
+        return tcp, http
 
     def ports(self) -> set[int]:
         """Return the public ports."""
-        return {address_of(group[0]).port for group in (*self.tcp, *self.http)}
+        return {group.address.port for group in (*self.tcp, *self.http)}
 
     def lines(self) -> Iterator[str]:
         """Say where each transport listens."""
         for transport, groups in (("tcp", self.tcp), ("http", self.http), ("admin", [self.admin])):
-            yield from (f"{transport} {address_of(group[0])}" for group in groups)
+            yield from (f"{transport} {group.address}" for group in groups)
 
     def hold_off(self) -> None:
         """Let no connection begin on the public ports from now on."""
         for group in (*self.tcp, *self.http):
-            for sock in group:
+            for sock in group.sockets if not group.is_inherited else ():
                 _drop_syn(sock)
 
 
