@@ -27,7 +27,7 @@ from setproctitle import setproctitle
 
 from server import admin, admission, inherited, limits, logs, shard
 from server.auth import Verifier
-from server.child import Child
+from server.child import Child, reap_strangers
 from server.config import Config
 from server.drain import Progress, Window
 from server.notify import Manager
@@ -129,6 +129,8 @@ class Supervisor:
                 self._stop(now)
 
     def _reap(self, now: float) -> None:
+        if os.getpid() == 1:
+            reap_strangers({child.pid for child in self.children if child.is_running})
         for child in self.children:
             if not child.is_running:
                 continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from server import limits
@@ -41,3 +42,12 @@ class Child:
         if self.page is None or not self.is_running:
             return False
         return now - max(self.page.clock(), self.started_at) > limits.SILENT_SECONDS_MAX
+
+
+def reap_strangers(known: Collection[int]) -> None:
+    """Reap the dead that are not among `known`, up to the first that is: process 1 of a container inherits every orphan."""
+    with contextlib.suppress(ChildProcessError):
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in known:
+                return
+            os.waitpid(found.si_pid, 0)
