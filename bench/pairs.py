@@ -125,7 +125,10 @@ class Pairs(Clients):
 
     def _send(self, pair: Pair, count: int, due_ns: int) -> None:
         lines = [publish_line(number, pair.channel, number, due_ns) for number in range(pair.sent, pair.sent + count)]
-        data = b"".join(lines)
+        self._post(pair, b"".join(lines), count)
+
+    def _post(self, pair: Pair, data: bytes, count: int) -> None:
+        """Write `data`, the next `count` messages of a sender."""
         pair.sent += count
         pair.waiting += count
         self._outcome.sent += count

@@ -169,7 +169,7 @@ def host() -> dict[str, object]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": versions(),
         "commit": commit(),
         "command": ["moorage", *map(masked, sys.argv[1:])],
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -199,7 +199,8 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of ourselves and of the packages that matter here."""
     found = {}
     for name in PACKAGES:
         try:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from bench import admission, connect, direct, fanout, idle, presence
 from bench.load import Failed
+from bench.peers import contest
+from bench.peers.findings import Findings
 from bench.publisher import Refused
 from bench.report import Report
 from bench.settings import Impossible, Settings
@@ -20,7 +22,8 @@ class Scenario(NamedTuple):
 
     about: str
     settings: type[Settings]
-    run: Callable[[Any, Report], None]
+    run: Callable[[Any, Any], None]
+    report: type[Report] = Report
 
 
 SCENARIOS = {
@@ -34,13 +37,14 @@ SCENARIOS = {
         admission.run,
     ),
     "presence": Scenario("cost of asking who is there, by room and by user", presence.PresenceSettings, presence.run),
+    "peers": Scenario("other servers beside ours", contest.PeersSettings, contest.run, Findings),
 }
 
 
 def run(name: str, settings: Settings, as_json: bool = False) -> int:
     """Run a scenario, print its report to stdout, and return the exit code; Ctrl-C ends it with what there is."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = Report(name, settings)
+    report = SCENARIOS[name].report(name, settings)
     try:
         SCENARIOS[name].run(settings, report)
     except KeyboardInterrupt:

@@ -22,6 +22,12 @@ def option(default: T, about: str, read: Callable[[str], object], choices: tuple
     return declared
 
 
+def flag(about: str) -> bool:
+    """Declare a setting that is off unless its flag is given."""
+    declared: bool = field(default=False, metadata={"about": about, "read": bool, "choices": ()})
+    return declared
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """Return a reader of whole numbers from `least` on."""
 
@@ -70,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type[Settings]) -> None
     """Add a flag for every setting of `kind`."""
     for each in options(kind):
         about = each.metadata["about"]
+        if each.metadata["read"] is bool:
+            parser.add_argument("--" + each.name.replace("_", "-"), action="store_true", help=about)
+            continue
         parser.add_argument(
             "--" + each.name.replace("_", "-"),
             type=each.metadata["read"],

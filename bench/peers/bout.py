@@ -1,0 +1,172 @@
+"""One peer's turn: what is done to a server that runs, and the figures that come of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from statistics import mean
+
+from bench import measure
+from bench.direct import FIRST_RECEIVER, apart, quantile
+from bench.load import Crowd
+from bench.pairs import Outcome, Work
+from bench.peers.clients import PeerPlan, conversations
+from bench.peers.findings import Findings
+from bench.peers.peer import Peer, Running
+from bench.peers.speaker import Speaker
+from bench.peers.wire import Lane
+
+ROOM = "bench"
+BURSTS = 2
+CALM_SECONDS = 0.02  # between messages; short, because keep-alives of all subscribers go on meanwhile
+WAIT_SECONDS_MAX = 30.0
+STORM_SECONDS_MAX = 90.0
+WARM_UP_MESSAGES = 200
+WARM_UP_SINGLES = 3
+
+
+class Lost(Exception):
+    """A message did not reach everybody, so that what would follow counts for nothing."""
+
+
+@dataclass(slots=True)
+class Bout:
+    """A server, its subscribers, the one who publishes to them, and how many messages that were."""
+
+    peer: Peer
+    running: Running
+    crowd: Crowd
+    speaker: Speaker
+    report: Findings
+    rate: float = 0.0
+    size: int = 0
+    messages: int = 0
+    _opened: int = field(default=0)
+
+    def warm_up(self, connections: int, burst: int) -> None:
+        """Open the first connections, and have the server do once what it is to be measured at."""
+        self._open(connections)
+        for count in (1, burst):
+            self._deliver(count)
+
+    def grow(self, connections: int, scenarios: Collection[str]) -> None:
+        """Open the rest: memory and CPU of each."""
+        grown = connections - self.size
+        memory, before = self._memory(), self.running.cpu_ns()
+        began = time.monotonic_ns()
+        seconds = (self._open(grown) - began) / 1e9
+        self.running.quiet()
+        spent = self.running.cpu_ns() - before
+        user, helper, kernel = (after - at for after, at in zip(self._memory(), memory, strict=True))
+        if "idle" in scenarios:
+            self._record("idle", "user-space memory", user / grown)
+            self._record("idle", "of it in Redis", helper / grown)
+            self._record("idle", "kernel, one end", kernel / grown / 2)
+        if "connect" in scenarios:
+            self._record("connect", "CPU", spent / 1000 / grown)
+            self._record("connect", "arrival", grown / seconds)
+
+    def fan_out(self, singles: int, burst: int) -> None:
+        """Publish to all: one by one, then in bursts."""
+        for _ in range(WARM_UP_SINGLES):
+            self._deliver(1)
+        for name, turns in (("single", [1] * singles), ("burst", [burst] * BURSTS)):
+            found = [self._deliver(count) for count in turns]
+            self._record("fanout", f"{name}, CPU", mean(each[0] for each in found))
+            self._record("fanout", f"{name}, until the last has it", mean(each[1] for each in found))
+
+    def talk(self, pairs: int, *, steady: tuple[int, int], stream: tuple[int, int]) -> None:
+        """Have pairs talk, on different processes of the server if it has several.
+
+        `steady` is messages and messages a second, `stream` messages and how many a pair has under way.
+        """
+        wire = self.peer.wire
+        with Crowd(1, kind=conversations(wire)) as crowd:
+            for first, lane, address in (
+                (FIRST_RECEIVER - pairs, Lane(wire, speaks=True), self.running.speakers),
+                (FIRST_RECEIVER, Lane(wire), self.running.address),
+            ):
+                tally = crowd.open(PeerPlan("", address, first, pairs, lane=lane))
+                if tally.faults:
+                    raise Lost(f"1:1: {dict(tally.faults.most_common(3))}")
+            members = crowd.ask(list, "members")
+            crowd.ask(int, "pair_up", apart(members, measure.owners(self.running.pids())) or apart(members, {}))
+            self._exchange(crowd, Work(WARM_UP_MESSAGES, steady[1], 0))
+            cpu, outcome = self._exchange(crowd, Work(steady[0], steady[1], 0))
+            self._record("direct", "fixed rate, CPU", cpu)
+            ordered = sorted(outcome.latencies_ns)
+            for name, share in (("p50", 0.50), ("p99", 0.99)):
+                self._record("direct", f"fixed rate, latency {name}", quantile(ordered, share) / 1000)
+            cpu, outcome = self._exchange(crowd, Work(stream[0], 0.0, stream[1]))
+            self._record("direct", "pipelined, CPU", cpu)
+            self._record("direct", "pipelined, throughput", outcome.received / outcome.seconds)
+        self.running.quiet()
+
+    def storm(self) -> None:
+        """Have everybody leave, and come back at once."""
+        size = self.size
+        self.crowd.close()
+        self.size = 0
+        self.running.quiet()
+        before, began = self.running.cpu_ns(), time.monotonic_ns()
+        seconds = (self._open(size, flight=size) - began) / 1e9
+        self.running.quiet()
+        self._record("storm", "until all are back", seconds)
+        self._record("storm", "CPU", (self.running.cpu_ns() - before) / 1000 / size)
+        self._deliver(1)
+
+    def finish(self) -> None:
+        """Count what came too much or too little, in all scenarios together."""
+        tally = self.crowd.check(self.messages)
+        for text, times in tally.faults.most_common(5):
+            self.report.fault(f"{self.peer.name}: {text}", times)
+
+    def _open(self, count: int, flight: int = 128) -> int:
+        """Open connections, every one a new user in the room, and return when the last was through (monotonic ns)."""
+        plan = PeerPlan(
+            "", self.running.address, self._opened, count,
+            lane=Lane(self.peer.wire, ROOM), number=self.messages, rate=self.rate, flight=flight,
+        )  # fmt: skip
+        tally = self.crowd.open(plan, STORM_SECONDS_MAX)
+        self._opened += count
+        self.size += count
+        if tally.live != self.size:
+            raise Lost(f"{tally.live:,} of {self.size:,} connections are open: {dict(tally.faults.most_common(3))}")
+        self.running.quiet()
+        return tally.finished_ns
+
+    def _deliver(self, count: int) -> tuple[float, float]:
+        """Publish messages in one write; return CPU microseconds a delivery, and milliseconds until the last was read."""
+        self.running.quiet(CALM_SECONDS)
+        before, began = self.running.cpu_ns(), time.monotonic_ns()
+        already = self.crowd.tally().received
+        self.crowd.expect(self.messages + count, WAIT_SECONDS_MAX)
+        self.speaker.publish(self.messages, count)
+        self.messages += count
+        tally = self.crowd.arrived()
+        if tally.received - already != count * self.size:
+            came, faults = tally.received - already, dict(tally.faults.most_common(3))
+            raise Lost(f"{came:,} of {count * self.size:,} messages of a fan-out came: {faults}")
+        self.running.quiet(CALM_SECONDS)
+        return (self.running.cpu_ns() - before) / 1000 / (count * self.size), (tally.finished_ns - began) / 1e6
+
+    def _exchange(self, crowd: Crowd, work: Work) -> tuple[float, Outcome]:
+        """Have the pairs talk; return CPU microseconds a message, and what came of it."""
+        self.running.quiet()
+        before = self.running.cpu_ns()
+        outcome = crowd.ask(Outcome, "talk", work)
+        self.running.quiet()
+        if min(outcome.received, outcome.answered) != work.messages:
+            faults = dict(crowd.tally().faults.most_common(3))
+            raise Lost(f"1:1: {outcome.received:,} of {work.messages:,} messages came: {faults}")
+        return (self.running.cpu_ns() - before) / 1000 / work.messages, outcome
+
+    def _memory(self) -> tuple[int, int, int]:
+        """Return bytes in all processes, those of them in helpers, and those in the kernel, of both ends."""
+        self.running.quiet()
+        kernel = measure.slab().bytes + measure.sockets().buffer_bytes
+        return self.running.memory_bytes(), self.running.helper_bytes(), kernel
+
+    def _record(self, scenario: str, figure: str, value: float) -> None:
+        self.report.record(self.peer.name, scenario, figure, value)
