@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import NamedTuple
 
 from bench import measure
 from bench.direct import FIRST_RECEIVER, apart, quantile
@@ -15,9 +16,8 @@ from bench.peers.clients import PeerPlan, conversations
 from bench.peers.findings import Findings
 from bench.peers.peer import Peer, Running
 from bench.peers.speaker import Speaker
-from bench.peers.wire import Lane
+from bench.peers.wire import ROOM, Lane
 
-ROOM = "bench"
 BURSTS = 2
 CALM_SECONDS = 0.02  # between messages; short, because keep-alives of all subscribers go on meanwhile
 WAIT_SECONDS_MAX = 30.0
@@ -28,6 +28,24 @@ WARM_UP_SINGLES = 3
 
 class Lost(Exception):
     """A message did not reach everybody, so that what would follow counts for nothing."""
+
+
+class Spent(NamedTuple):
+    """CPU nanoseconds of all processes, and those of them that helpers (Redis) took."""
+
+    all: int
+    helpers: int
+
+    def since(self, before: Spent, count: int) -> Cost:
+        """Return what one of `count` things done since `before` cost."""
+        return Cost((self.all - before.all) / 1000 / count, (self.helpers - before.helpers) / 1000 / count)
+
+
+class Cost(NamedTuple):
+    """CPU microseconds of one thing done, in all processes, and in helpers."""
+
+    all: float
+    helpers: float
 
 
 @dataclass(slots=True)
@@ -53,18 +71,18 @@ class Bout:
     def grow(self, connections: int, scenarios: Collection[str]) -> None:
         """Open the rest: memory and CPU of each."""
         grown = connections - self.size
-        memory, before = self._memory(), self.running.cpu_ns()
+        memory, before = self._memory(), self._spent()
         began = time.monotonic_ns()
         seconds = (self._open(grown) - began) / 1e9
-        self.running.quiet()
-        spent = self.running.cpu_ns() - before
+        cost = self._spent().since(before, grown)
         user, helper, kernel = (after - at for after, at in zip(self._memory(), memory, strict=True))
         if "idle" in scenarios:
             self._record("idle", "user-space memory", user / grown)
-            self._record("idle", "of it in Redis", helper / grown)
+            if self.running.helpers():
+                self._record("idle", "user-space memory, of it in Redis", helper / grown)
             self._record("idle", "kernel, one end", kernel / grown / 2)
         if "connect" in scenarios:
-            self._record("connect", "CPU", spent / 1000 / grown)
+            self._record_cost("connect", "CPU", cost)
             self._record("connect", "arrival", grown / seconds)
 
     def fan_out(self, singles: int, burst: int) -> None:
@@ -73,7 +91,9 @@ class Bout:
             self._deliver(1)
         for name, turns in (("single", [1] * singles), ("burst", [burst] * BURSTS)):
             found = [self._deliver(count) for count in turns]
-            self._record("fanout", f"{name}, CPU", mean(each[0] for each in found))
+            costs = [each[0] for each in found]
+            cost = Cost(mean(each.all for each in costs), mean(each.helpers for each in costs))
+            self._record_cost("fanout", f"{name}, CPU", cost)
             self._record("fanout", f"{name}, until the last has it", mean(each[1] for each in found))
 
     def talk(self, pairs: int, *, steady: tuple[int, int], stream: tuple[int, int]) -> None:
@@ -93,13 +113,13 @@ class Bout:
             members = crowd.ask(list, "members")
             crowd.ask(int, "pair_up", apart(members, measure.owners(self.running.pids())) or apart(members, {}))
             self._exchange(crowd, Work(WARM_UP_MESSAGES, steady[1], 0))
-            cpu, outcome = self._exchange(crowd, Work(steady[0], steady[1], 0))
-            self._record("direct", "fixed rate, CPU", cpu)
+            cost, outcome = self._exchange(crowd, Work(steady[0], steady[1], 0))
+            self._record_cost("direct", "fixed rate, CPU", cost)
             ordered = sorted(outcome.latencies_ns)
             for name, share in (("p50", 0.50), ("p99", 0.99)):
                 self._record("direct", f"fixed rate, latency {name}", quantile(ordered, share) / 1000)
-            cpu, outcome = self._exchange(crowd, Work(stream[0], 0.0, stream[1]))
-            self._record("direct", "pipelined, CPU", cpu)
+            cost, outcome = self._exchange(crowd, Work(stream[0], 0.0, stream[1]))
+            self._record_cost("direct", "pipelined, CPU", cost)
             self._record("direct", "pipelined, throughput", outcome.received / outcome.seconds)
         self.running.quiet()
 
@@ -109,11 +129,10 @@ class Bout:
         self.crowd.close()
         self.size = 0
         self.running.quiet()
-        before, began = self.running.cpu_ns(), time.monotonic_ns()
+        before, began = self._spent(), time.monotonic_ns()
         seconds = (self._open(size, flight=size) - began) / 1e9
-        self.running.quiet()
         self._record("storm", "until all are back", seconds)
-        self._record("storm", "CPU", (self.running.cpu_ns() - before) / 1000 / size)
+        self._record_cost("storm", "CPU", self._spent().since(before, size))
         self._deliver(1)
 
     def finish(self) -> None:
@@ -136,10 +155,10 @@ class Bout:
         self.running.quiet()
         return tally.finished_ns
 
-    def _deliver(self, count: int) -> tuple[float, float]:
-        """Publish messages in one write; return CPU microseconds a delivery, and milliseconds until the last was read."""
+    def _deliver(self, count: int) -> tuple[Cost, float]:
+        """Publish messages in one write; return the cost of a delivery, and milliseconds until the last was read."""
         self.running.quiet(CALM_SECONDS)
-        before, began = self.running.cpu_ns(), time.monotonic_ns()
+        before, began = self._spent(), time.monotonic_ns()
         already = self.crowd.tally().received
         self.crowd.expect(self.messages + count, WAIT_SECONDS_MAX)
         self.speaker.publish(self.messages, count)
@@ -149,24 +168,32 @@ class Bout:
             came, faults = tally.received - already, dict(tally.faults.most_common(3))
             raise Lost(f"{came:,} of {count * self.size:,} messages of a fan-out came: {faults}")
         self.running.quiet(CALM_SECONDS)
-        return (self.running.cpu_ns() - before) / 1000 / (count * self.size), (tally.finished_ns - began) / 1e6
+        return self._spent().since(before, count * self.size), (tally.finished_ns - began) / 1e6
 
-    def _exchange(self, crowd: Crowd, work: Work) -> tuple[float, Outcome]:
-        """Have the pairs talk; return CPU microseconds a message, and what came of it."""
+    def _exchange(self, crowd: Crowd, work: Work) -> tuple[Cost, Outcome]:
+        """Have the pairs talk; return the cost of a message, and what came of it."""
         self.running.quiet()
-        before = self.running.cpu_ns()
+        before = self._spent()
         outcome = crowd.ask(Outcome, "talk", work)
         self.running.quiet()
         if min(outcome.received, outcome.answered) != work.messages:
             faults = dict(crowd.tally().faults.most_common(3))
             raise Lost(f"1:1: {outcome.received:,} of {work.messages:,} messages came: {faults}")
-        return (self.running.cpu_ns() - before) / 1000 / work.messages, outcome
+        return self._spent().since(before, work.messages), outcome
 
     def _memory(self) -> tuple[int, int, int]:
         """Return bytes in all processes, those of them in helpers, and those in the kernel, of both ends."""
         self.running.quiet()
         kernel = measure.slab().bytes + measure.sockets().buffer_bytes
         return self.running.memory_bytes(), self.running.helper_bytes(), kernel
+
+    def _spent(self) -> Spent:
+        return Spent(self.running.cpu_ns(), self.running.helper_ns())
+
+    def _record_cost(self, scenario: str, figure: str, cost: Cost) -> None:
+        self._record(scenario, figure, cost.all)
+        if self.running.helpers():
+            self._record(scenario, f"{figure}, of it in Redis", cost.helpers)
 
     def _record(self, scenario: str, figure: str, value: float) -> None:
         self.report.record(self.peer.name, scenario, figure, value)

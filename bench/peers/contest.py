@@ -23,11 +23,11 @@ from bench.peers.clients import subscribers
 from bench.peers.findings import Findings
 from bench.peers.peer import SCENARIOS, Peer
 from bench.peers.speaker import Speaker
+from bench.peers.wire import ROOM
 from bench.publisher import Refused
 from bench.settings import Impossible, Settings, amount, at_least, flag, option
 from bench.target import TargetError, room_for
 
-ROOM = "bench"
 ALL = "all"
 
 

@@ -15,13 +15,12 @@ from bench.settings import Settings
 
 UNITS = {
     ("idle", "user-space memory"): "bytes/connection",
-    ("idle", "of it in Redis"): "bytes/connection",
     ("idle", "kernel, one end"): "bytes/connection",
     ("connect", "CPU"): "us/connection",
     ("connect", "arrival"): "connections/s",
     ("fanout", "single, CPU"): "us/delivery",
-    ("fanout", "burst, CPU"): "us/delivery",
     ("fanout", "single, until the last has it"): "ms",
+    ("fanout", "burst, CPU"): "us/delivery",
     ("fanout", "burst, until the last has it"): "ms",
     ("direct", "fixed rate, CPU"): "us/message",
     ("direct", "fixed rate, latency p50"): "us",
@@ -31,6 +30,7 @@ UNITS = {
     ("storm", "until all are back"): "s",
     ("storm", "CPU"): "us/connection",
 }
+PART = ", of it in Redis"
 
 
 class Findings(Report):
@@ -68,7 +68,7 @@ class Findings(Report):
 
     def record(self, peer: str, scenario: str, name: str, value: float) -> None:
         """Add a turn's value of one of UNITS."""
-        unit = UNITS[scenario, name]
+        unit = UNITS[scenario, name.removesuffix(PART)]
         self.add(f"{peer}, {scenario}: {name}", value, unit)
         self.found.setdefault((scenario, name), {})[peer] = self.figures[f"{peer}, {scenario}: {name}"]
         self.rounds[-1]["figures"][f"{scenario}: {name}"] = round(value, 4)
@@ -98,8 +98,9 @@ class Findings(Report):
             versions = ", ".join(f"{name} {text}" for name, text in dict(peer["versions"]).items())  # type: ignore[call-overload]
             lines.append(f"{peer['name']}: {peer['about']}; {versions}")
         lines += [f"{name}: skipped, {reason}" for name, reason in self.skipped.items()]
-        for (scenario, name), figures in self.found.items():
-            lines += ["", *table(self._rows(scenario, name, figures))]
+        for place in UNITS:
+            if figures := self.found.get(place):
+                lines += ["", *table(self._rows(*place, figures))]
         lines += ["", *(f"note: {text}" for text in self.notes)]
         lines += [f"FAULT, {times:,} times: {text}" for text, times in self.faults.items()]
         if self.interrupted:
@@ -107,16 +108,17 @@ class Findings(Report):
         return "\n".join(lines)
 
     def _rows(self, scenario: str, name: str, figures: dict[str, Figure]) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [
-            (f"{scenario}: {name}, {UNITS[scenario, name]}", "median", "min", "max", "x ours", "x floor", "")
-        ]
-        for peer in map(str, (each["name"] for each in self.entered)):
+        parts = self.found.get((scenario, name + PART), {})
+        title = f"{scenario}: {name}, {UNITS[scenario, name]}"
+        rows: list[tuple[str, ...]] = [(title, "median", "min", "max", "x ours", "x floor", "")]
+        for peer in [str(each["name"]) for each in self.entered]:
             if peer not in figures:
                 rows.append((peer, "n/a", "", "", "", "", ""))
                 continue
             values = figures[peer].values
             ratios = [ratio(figures[peer], figures.get(base)) for base in (OURS, FLOOR)]
-            rows.append((peer, *map(number, (median(values), min(values), max(values))), *ratios, ""))
+            part = f"  {number(median(parts[peer].values))} of it in Redis" if peer in parts else ""
+            rows.append((peer, *map(number, (median(values), min(values), max(values))), *ratios, part))
         return rows
 
 

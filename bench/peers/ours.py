@@ -13,6 +13,16 @@ from bench.report import commit, versions
 from bench.target import Target
 from bench.wire import CONNECTED, PUBLISHED, REFUSED, REQUESTS, connect_line
 
+# What most others do with a message: nothing is kept of it, and nobody is told who is there.
+LIVE_ONLY = """\
+[namespace_default]
+durable = false
+presence = false
+[namespace_personal]
+durable = false
+presence = false
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class OurWire(Wire):
@@ -67,12 +77,15 @@ class Ours(Running):
 class Moorage(Peer):
     """Nothing but the defaults: open mode, durable channels, heartbeats, the Valkey it brings."""
 
-    def __init__(self, name: str, transport: str, redis: str | None = None) -> None:
+    def __init__(self, name: str, transport: str, redis: str | None = None, *, config: str = "") -> None:
         self.name = name
         self.about = f"ours (Python), a process a core and Redis, {'SSE' if transport == 'sse' else 'TCP'}"
+        if config:
+            self.about += ", live-only"
         self.wire = OurWire(transport)
         self._transport = transport
         self._redis = redis
+        self._config = config
 
     def missing(self) -> str | None:
         """Return None."""
@@ -83,5 +96,9 @@ class Moorage(Peer):
         return {"commit": commit(), **{name: text for name, text in versions().items() if name != "moorage"}}
 
     def start(self, workers: int, home: Path) -> Ours:
-        """Start it with `workers` workers; it makes a home of its own."""
-        return Ours(Target(workers, self._redis), self._transport)
+        """Start it with `workers` workers."""
+        environ = {}
+        if self._config:
+            (home / "moorage.toml").write_text(self._config)
+            environ["MOORAGE_CONFIG"] = str(home / "moorage.toml")
+        return Ours(Target(workers, self._redis, environ), self._transport)

@@ -74,6 +74,10 @@ class Running(ABC):
         """Return the memory of all its processes. Raises: PeerError when one has ended."""
         return self._sum(memory_bytes, self.pids())
 
+    def helper_ns(self) -> int:
+        """Return the CPU time of the programs it needs beside its own. Raises: PeerError when one has ended."""
+        return self._sum(cpu_ns, self.helpers())
+
     def helper_bytes(self) -> int:
         """Return the memory of the programs it needs beside its own. Raises: PeerError when one has ended."""
         return self._sum(memory_bytes, self.helpers())

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from bench.wire import MESSAGE_BYTES, NUMBER_DIGITS, STAMP_DIGITS
 
+ROOM = "bench"
 MARK = b"~~"
 HEAD_BYTES = len(MARK) + NUMBER_DIGITS + STAMP_DIGITS
 """How much of a message must be there before it counts: its mark, number and time."""
