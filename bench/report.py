@@ -39,6 +39,18 @@ class Figure:
         }
         return summary if self.goal is None else {**summary, "goal_max": self.goal, "met": self.met}
 
+    def result(self, name: str) -> dict[str, object]:
+        """Return the median and the spread as what every scenario has in common: name, value, unit, min, max, n."""
+        summary = self.summary()
+        return {
+            "name": name,
+            "value": summary["median"],
+            "unit": self.unit,
+            "min": summary["min"],
+            "max": summary["max"],
+            "n": len(self.values),
+        }
+
     @property
     def met(self) -> bool:
         """True when the median is not over the goal, or there is none."""
@@ -93,6 +105,7 @@ class Report:
         return {
             "scenario": self.scenario,
             "figures": {name: figure.summary() for name, figure in self.figures.items()},
+            "results": [figure.result(name) for name, figure in self.figures.items()],
             "counts": self.counts,
             "curve": self.curve,
             "faults": self.faults,

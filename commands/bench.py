@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from bench import scenarios, settings
+from bench import page, scenarios, settings
 from bench.scenarios import SCENARIOS
 
 
@@ -17,8 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         settings.add_arguments(one, scenario.settings)
         one.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
+    several = subcommands.add_parser("report", help=page.ABOUT, description=page.ABOUT, allow_abbrev=False)
+    several.add_argument("files", nargs="+", metavar="FILE.json")
+    several.add_argument("--out", metavar="DIR", default=str(page.HOME), help=f"where to (default: {page.HOME})")
+
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run the scenario; 0, 1 when something was lost, doubled or refused, 130 after Ctrl-C."""
+    if args.scenario == "report":
+        return page.run(args.files, args.out)
     kind = SCENARIOS[args.scenario].settings
     return scenarios.run(args.scenario, settings.from_arguments(args, kind), as_json=args.json)

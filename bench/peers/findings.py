@@ -81,7 +81,7 @@ class Findings(Report):
             "skipped": self.skipped,
             "rounds": self.rounds,
             "results": [
-                {"scenario": scenario, "name": name, "peer": peer, **result(figure)}
+                {"scenario": scenario, "peer": peer, **figure.result(name)}
                 for (scenario, name), figures in self.found.items()
                 for peer, figure in figures.items()
             ],
@@ -120,18 +120,6 @@ class Findings(Report):
             part = f"  {number(median(parts[peer].values))} of it in Redis" if peer in parts else ""
             rows.append((peer, *map(number, (median(values), min(values), max(values))), *ratios, part))
         return rows
-
-
-def result(figure: Figure) -> dict[str, object]:
-    """Return a figure in the form that all results have."""
-    summary = figure.summary()
-    return {
-        "value": summary["median"],
-        "unit": figure.unit,
-        "min": summary["min"],
-        "max": summary["max"],
-        "n": len(figure.values),
-    }
 
 
 def ratio(figure: Figure, base: Figure | None) -> str:

@@ -61,7 +61,7 @@ class Nats(Peer):
 
     def versions(self) -> dict[str, str]:
         """Return its version."""
-        return {"nats-server": said(r"v(\S+)", found("nats-server") or "", "--version")}
+        return {"nats-server": said(r"v(\d\S*)", found("nats-server") or "", "--version")}
 
     def start(self, workers: int, home: Path) -> Program:
         """Start it with as many threads that run Go as there are to be workers."""
