@@ -19,7 +19,7 @@ from bench.peers.speaker import Speaker
 from bench.peers.wire import ROOM, Lane
 
 BURSTS = 2
-CALM_SECONDS = 0.02  # between messages; short, because keep-alives of all subscribers go on meanwhile
+CALM_SECONDS_MAX = 0.02  # between messages; short, because keep-alives of all subscribers go on meanwhile
 WAIT_SECONDS_MAX = 30.0
 STORM_SECONDS_MAX = 90.0
 WARM_UP_MESSAGES = 200
@@ -58,6 +58,8 @@ class Bout:
     speaker: Speaker
     report: Findings
     rate: float = 0.0
+    calm: float = 0.1
+    """Seconds without work, twice in a row, that a server has before and after it is measured."""
     size: int = 0
     messages: int = 0
     _opened: int = field(default=0)
@@ -121,14 +123,14 @@ class Bout:
             cost, outcome = self._exchange(crowd, Work(stream[0], 0.0, stream[1]))
             self._record_cost("direct", "pipelined, CPU", cost)
             self._record("direct", "pipelined, throughput", outcome.received / outcome.seconds)
-        self.running.quiet()
+        self.running.quiet(self.calm)
 
     def storm(self) -> None:
         """Have everybody leave, and come back at once."""
         size = self.size
         self.crowd.close()
         self.size = 0
-        self.running.quiet()
+        self.running.quiet(self.calm)
         before, began = self._spent(), time.monotonic_ns()
         seconds = (self._open(size, flight=size) - began) / 1e9
         self._record("storm", "until all are back", seconds)
@@ -152,12 +154,12 @@ class Bout:
         self.size += count
         if tally.live != self.size:
             raise Lost(f"{tally.live:,} of {self.size:,} connections are open: {dict(tally.faults.most_common(3))}")
-        self.running.quiet()
+        self.running.quiet(self.calm)
         return tally.finished_ns
 
     def _deliver(self, count: int) -> tuple[Cost, float]:
         """Publish messages in one write; return the cost of a delivery, and milliseconds until the last was read."""
-        self.running.quiet(CALM_SECONDS)
+        self.running.quiet(min(self.calm, CALM_SECONDS_MAX))
         before, began = self._spent(), time.monotonic_ns()
         already = self.crowd.tally().received
         self.crowd.expect(self.messages + count, WAIT_SECONDS_MAX)
@@ -167,15 +169,15 @@ class Bout:
         if tally.received - already != count * self.size:
             came, faults = tally.received - already, dict(tally.faults.most_common(3))
             raise Lost(f"{came:,} of {count * self.size:,} messages of a fan-out came: {faults}")
-        self.running.quiet(CALM_SECONDS)
+        self.running.quiet(min(self.calm, CALM_SECONDS_MAX))
         return self._spent().since(before, count * self.size), (tally.finished_ns - began) / 1e6
 
     def _exchange(self, crowd: Crowd, work: Work) -> tuple[Cost, Outcome]:
         """Have the pairs talk; return the cost of a message, and what came of it."""
-        self.running.quiet()
+        self.running.quiet(self.calm)
         before = self._spent()
         outcome = crowd.ask(Outcome, "talk", work)
-        self.running.quiet()
+        self.running.quiet(self.calm)
         if min(outcome.received, outcome.answered) != work.messages:
             faults = dict(crowd.tally().faults.most_common(3))
             raise Lost(f"1:1: {outcome.received:,} of {work.messages:,} messages came: {faults}")
@@ -183,7 +185,6 @@ class Bout:
 
     def _memory(self) -> tuple[int, int, int]:
         """Return bytes in all processes, those of them in helpers, and those in the kernel, of both ends."""
-        self.running.quiet()
         kernel = measure.slab().bytes + measure.sockets().buffer_bytes
         return self.running.memory_bytes(), self.running.helper_bytes(), kernel
 

@@ -47,6 +47,7 @@ class PeersSettings(Settings):
     message_rate: int = option(1_000, "messages a second at the fixed rate", at_least(1))
     messages: int = option(10_000, "messages of the pipelined 1:1 stream, each turn", at_least(1))
     window: int = option(16, "messages of a pair under way in the pipelined stream", at_least(1))
+    calm: float = option(0.1, "seconds a server has to be without work, twice, before it is looked at", amount)
     seconds_max: float = option(1_200.0, "time for everything: no turn begins that would end later", amount)
     install: bool = flag("first install what is from npm, into a cache directory")
 
@@ -97,7 +98,7 @@ def take_turn(peer: Peer, settings: PeersSettings, scenarios: list[str], report:
             Crowd(processes, kind=subscribers(peer.wire)) as crowd,
             Speaker(peer.wire, running.speakers, ROOM) as speaker,
         ):
-            bout = Bout(peer, running, crowd, speaker, report, settings.rate)
+            bout = Bout(peer, running, crowd, speaker, report, settings.rate, settings.calm)
             measure(bout, settings, [name for name in scenarios if name not in peer.cannot])
     except (TargetError, Refused, Failed, Lost, OSError) as error:
         report.fault(f"{peer.name}: {error}")
