@@ -19,12 +19,15 @@ MAY_IMPORT = {
 }
 SANS_IO = {"server/lines.py", "server/sse.py", "server/proxy.py", "router/table.py", "tuning/advice.py"}
 DOES_IO = {"asyncio", "socket", "ssl", "select", "time", "logging", "redis", "aiohttp", "uvloop"}
+# Servers of our own making that ours is compared with; each runs as a process of its own.
+PROGRAMS = {"bench/peers/programs/aiohttp_hub.py", "bench/peers/programs/uvloop_hub.py"}
 # auth and keys: a key set is fetched with aiohttp.
 KNOWN_BY = {
     "hiredis": {"router/pipe.py"},
     "redis": {"router/topology.py", "router/clients.py", "router/sentinel.py"},
-    "aiohttp": {"server/web.py", "server/admin.py", "server/auth.py", "server/keys.py"},
-    "uvloop": {"server/shard.py"},
+    "aiohttp": {"server/web.py", "server/admin.py", "server/auth.py", "server/keys.py", *PROGRAMS},
+    "uvloop": {"server/shard.py", *PROGRAMS},
+    "matplotlib": {"bench/charts.py"},
 }
 
 

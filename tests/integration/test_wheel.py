@@ -68,6 +68,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
         for top in tops
         for path in ([ROOT / top] if top.endswith(".py") else (ROOT / top).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
+        if not any(path.is_relative_to(ROOT / left_out) for left_out in include["exclude"])
     }
     assert {name for name in names if ".dist-info/" not in name} == shipped
 
