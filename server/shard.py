@@ -47,7 +47,7 @@ from server.welcome import Welcome
 
 log = logging.getLogger("moorage.shard")
 
-_HOUSEKEEPING_SECONDS = 0.25
+_HOUSEKEEPING_SECONDS = 0.5  # a hundred workers of a machine are woken that often
 
 
 class CannotStart(Exception):
