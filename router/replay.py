@@ -20,7 +20,7 @@ PAGES_KEPT_MAX = 256
 PAGE_SECONDS_MAX = 2.0
 
 
-_Key = tuple[bytes, Id, Id, int]  # of a page: channel, behind, up to, bytes at the most
+_Key = tuple[bytes, Id, int, int]  # of a page: channel, behind, number up to which, bytes at the most
 
 
 class Entry(NamedTuple):
@@ -85,7 +85,7 @@ class Reader:
 
         Those who ask for the same page while it is under way, or shortly after, share one read.
         """
-        key = (name, after, upto, bytes_max)
+        key = (name, after, upto.number, bytes_max)  # its clock differs with every resume, its number only behind a message
         kept = self._kept.get(key)
         if kept is not None and self._clock() - kept[0] < PAGE_SECONDS_MAX:
             done(kept[1])
@@ -99,7 +99,7 @@ class Reader:
 
         def answered(reply: Reply) -> None:
             page = self._page(name, epoch, after, upto, reply) if isinstance(reply, list) else None
-            if page is not None:
+            if page is not None and name[:1] != b"@":  # a user's own: hardly ever asked for twice, and there are many
                 self._keep(key, page)
             for each in self._asked.pop(key):
                 each(page if page is not None else _fault(reply))
