@@ -19,6 +19,7 @@ from tuning.facts import UNLIMITED, Facts
 from tuning.peers import Peers
 from tuning.target import Target
 
+PEERS_SECONDS_MAX = 0.5  # to wait for a count; one that takes longer is used when it is done
 PEERS_SHARE_MAX = 0.01  # of one processor, for counting them: a millisecond for 1,000, a second for a million
 MODELLED = ("memory", "fds", "ports", "cpu", "tcp_mem")
 
@@ -41,6 +42,7 @@ class Judge:
         self._lock = threading.Lock()
         self._peers: Peers | None = None
         self._count_again_at = float("-inf")
+        self._counting: threading.Thread | None = None
         self._kernel_bytes: float | None = None
         self._tried = False
 
@@ -55,15 +57,27 @@ class Judge:
             return judged(figures, Host(facts, self._connected(), self._kernel(figures)))
 
     def _connected(self) -> Peers | None:
-        """Counted again when that is old: the longer it takes, the older it gets."""
-        now = time.monotonic()
-        if now >= self._count_again_at:
-            try:
-                self._peers = peers.connected(self._listening)
-            except OSError:
-                self._peers = None
-            self._count_again_at = now + (time.monotonic() - now) / PEERS_SHARE_MAX
+        """Counted again when that is old: the longer it takes, the older it gets.
+
+        A host of millions of sockets takes seconds, and a scrape that waited for them would not be answered in time.
+        """
+        if self._counting is None and time.monotonic() >= self._count_again_at:
+            self._counting = threading.Thread(target=self._count, daemon=True)
+            self._counting.start()
+        if self._counting is not None:
+            self._counting.join(PEERS_SECONDS_MAX)
+            if not self._counting.is_alive():
+                self._counting = None
         return self._peers
+
+    def _count(self) -> None:
+        began = time.monotonic()
+        try:
+            self._peers = peers.connected(self._listening)
+        except OSError:
+            self._peers = None
+        now = time.monotonic()
+        self._count_again_at = now + (now - began) / PEERS_SHARE_MAX
 
     def _kernel(self, figures: Mapping[str, Any]) -> float | None:
         """Measured with connections of our own, once, where the server may not read /proc/slabinfo."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import Any
 
+import pytest
+
+from tuning import peers, running
 from tuning.facts import UNLIMITED, Cgroup, Cpus, Facts, Memory, Nic, Sockets
 from tuning.peers import Peers
 from tuning.running import Host, Judge, judged
@@ -87,3 +92,24 @@ def test_a_judge_reads_this_host() -> None:
     assert {"fds", "memory"} <= {one["limit"] for one in answer["ceilings"]}
     gone = FIGURES | {"workers": [WORKERS[0] | {"pid": 2**22 + 1}]}
     assert Judge({1})(gone)["ceilings"]
+
+
+def test_a_count_that_takes_long_is_not_waited_for_and_used_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, counts = threading.Event(), []
+
+    def connected(_ports: object) -> Peers:
+        counts.append(1)
+        assert go_on.wait(10)
+        return Peers({"10.0.0.1": 7})
+
+    monkeypatch.setattr(peers, "connected", connected)
+    monkeypatch.setattr(running, "PEERS_SECONDS_MAX", 0.01)
+    judge = Judge({1})
+    assert judge._connected() is None
+    assert judge._connected() is None
+    go_on.set()
+    deadline = time.monotonic() + 10
+    while (found := judge._connected()) is None:
+        assert time.monotonic() < deadline
+    assert found.held == {"10.0.0.1": 7}
+    assert len(counts) == 1, "the longer a count takes, the longer it is good for"
