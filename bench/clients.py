@@ -18,7 +18,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bench.wire import CONNECTED, MARK, NOTICES, NUMBER_DIGITS, REFUSED, REQUESTS, Ruler, numbers
+from bench.board import Row
+from bench.latency import Latencies
+from bench.wire import CONNECTED, MARK, NOTICES, NUMBER_DIGITS, RECOVERED, REFUSED, REQUESTS, Ruler, numbers
 
 CLOSED, CONNECTING, ASKED, LIVE = range(4)
 READ_BYTES = 64 * 1024
@@ -39,9 +41,13 @@ class Plan:
     count: int
     sources: tuple[tuple[str, int], ...] = ()
     """Source addresses, and how many connections each is for; `load.shares` fills it in."""
+    servers: tuple[tuple[str, int], ...] = ()
+    """Several addresses of the server, one for each process by turns, instead of `server`."""
     users: str = "u"
     rooms: tuple[str, ...] = ()
     """Connection number i subscribes to one of these, i modulo their count."""
+    rooms_each: int = 0
+    """If not 0, connection number i subscribes to the i-th so many of the rooms instead."""
     tokens: tuple[str, ...] = ()
     """One for each connection, or none: open mode."""
     number: int = 0
@@ -50,13 +56,25 @@ class Plan:
     """Connections a second, or 0: as fast as they are answered."""
     flight: int = 128
     """Connections under way at a time."""
+    people: tuple[int, ...] = ()
+    """The users' numbers, where they are not `first` and those that follow it."""
+    position: str = ""
+    """Where they resume; an answer that does not say `recovered` is a fault then."""
+    timed: bool = False
+    """Record how long each took until it was answered, from the time it was meant to be opened."""
+
+    def user(self, index: int) -> int:
+        """Return the number of the user of connection `index`."""
+        return self.people[index] if self.people else self.first + index
 
     def request(self, index: int) -> bytes:
         """Return what connection `index` of the plan sends first."""
-        number = self.first + index
-        rooms = (self.rooms[number % len(self.rooms)],) if self.rooms else ()
-        token = self.tokens[index] if self.tokens else None
-        return REQUESTS[self.wire](f"{self.users}{number}", rooms, token)
+        number = self.user(index)
+        rooms: tuple[str, ...] = (self.rooms[number % len(self.rooms)],) if self.rooms else ()
+        if self.rooms_each:
+            rooms = self.rooms[number * self.rooms_each : (number + 1) * self.rooms_each]
+        token = self.tokens[number - self.first] if self.tokens else None
+        return REQUESTS[self.wire](f"{self.users}{number}", rooms, token, self.position)
 
 
 class Tally(NamedTuple):
@@ -81,6 +99,13 @@ class _Opening:
     settled: int = 0
     unsent: dict[int, bytes] = field(default_factory=dict)
     """Requests of connections whose connect() is not through, by descriptor."""
+    began_ns: int = field(default_factory=time.monotonic_ns)
+    due_ns: dict[int, int] = field(default_factory=dict)
+    """When connections that are timed were meant to be opened, by descriptor."""
+
+    def due(self, index: int) -> int:
+        """Return when connection `index` is meant to be opened: all at once, unless there is a rate."""
+        return self.began_ns + (int(1e9 * index / self.plan.rate) if self.plan.rate else 0)
 
 
 class Clients:
@@ -98,6 +123,8 @@ class Clients:
         self.live = self.received = self.heartbeats = self.finished_ns = 0
         self.sample = b""
         self.interrupted = False
+        self.row: Row | None = None
+        self.times = Latencies()
         self._ruler = Ruler()
         self._opening: _Opening | None = None
         self._control = control
@@ -144,6 +171,11 @@ class Clients:
         """Return the counts."""
         return Tally(self.live, self.received, self.heartbeats, self.faults, self.finished_ns, self.sample)
 
+    def latencies(self) -> bytes:
+        """Return the times of connections that were timed, encoded, and forget them."""
+        encoded, self.times = self.times.encode(), Latencies()
+        return encoded
+
     def close(self) -> Tally:
         """Close every connection."""
         for fd, state in enumerate(self.state):
@@ -174,6 +206,8 @@ class Clients:
                 self.interrupted = True
             else:
                 self._advance(fd, event)
+        if self.row is not None:
+            self.row[:] = array("q", (self.live, self.received, self.heartbeats))
         return len(events)
 
     def feed(self, fd: int, chunk: bytes) -> None:
@@ -223,7 +257,9 @@ class Clients:
             return
         self.state[fd] = CONNECTING
         self.next[fd] = plan.number
-        self.user[fd] = plan.first + index
+        self.user[fd] = plan.user(index)
+        if plan.timed:
+            opening.due_ns[fd] = opening.due(index)
         opening.unsent[fd] = plan.request(index)
         try:
             self.epoll.register(fd, EPOLLIN if self._ask(fd, opening) else EPOLLOUT)
@@ -264,6 +300,8 @@ class Clients:
         end = answer.find(b"\n", at) + 1 if at >= 0 else 0
         if end:
             self._welcome(fd, opening)
+            if opening.plan.position and RECOVERED not in answer[at:end]:
+                self.faults["resumed, and was not told `recovered`"] += 1
             rest = answer[end:].lstrip(b"\n")
             if rest:
                 self.feed(fd, rest)
@@ -277,10 +315,13 @@ class Clients:
         self.live += 1
         opening.settled += 1
         self.finished_ns = time.monotonic_ns()
+        if fd in opening.due_ns:
+            self.times.record(self.finished_ns - opening.due_ns.pop(fd))
 
     def _refuse(self, fd: int, opening: _Opening, reason: str) -> None:
         opening.settled += 1
         opening.unsent.pop(fd, None)
+        opening.due_ns.pop(fd, None)
         self.faults[f"refused: {reason}"] += 1
         self._drop(fd)
 

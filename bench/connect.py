@@ -52,6 +52,11 @@ class Arm:
         self.crowd: Crowd
         self.done = 0
 
+    @property
+    def timed(self) -> bool:
+        """True when connections arrive at a rate, so that the time of each means something."""
+        return self._settings.rate > 0
+
     def prepare(self, count: int) -> tuple[str, ...]:
         """Return tokens for the next `count` users, shown to the server if they are to be cached; none in open mode."""
         if not self._secret:
@@ -75,6 +80,7 @@ class Arm:
             tokens=self.prepare(count),
             rate=settings.rate,
             flight=settings.flight,
+            timed=self.timed,
         )
         target.quiet()
         workers, redis, began = target.cpu_ns(), target.cpu_ns("redis"), time.monotonic_ns()
@@ -146,3 +152,5 @@ def _measure(arm: Arm, share: int, report: Report) -> None:
     if arm.target.processes.redis:
         report.add(f"{arm.kind}, Redis", redis, "CPU us/connection")
     report.add(f"{arm.kind}, arrival", share / seconds, "connections/s")
+    if arm.timed:  # as fast as they are answered, each would wait for those before it
+        report.latencies(f"{arm.kind}, until connected", arm.crowd.latencies())

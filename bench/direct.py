@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench import measure
+from bench import latency, measure
 from bench.clients import Plan
 from bench.cpus import aside
 from bench.floor import Floor
+from bench.latency import Latencies
 from bench.load import Crowd, processes_needed
 from bench.pairs import Member, Outcome, Pair, Pairs, Work
 from bench.publisher import Refused
@@ -42,6 +43,7 @@ class DirectSettings(Settings):
 
 def run(settings: DirectSettings, report: Report) -> None:
     """Measure. Raises: TargetError, Failed, Refused, Impossible, OSError."""
+    latency.require()
     if settings.client_processes not in (None, 1):
         raise Impossible(f"--client-processes: found {settings.client_processes}, want 1: pairs talk in one process")
     processes_needed(settings.connections, 1)
@@ -110,19 +112,19 @@ def _record(report: Report, steady: Talk, stream: Talk, bare: float) -> None:
         report.add("pipelined, Redis", stream.redis_us, "CPU us/message")
         report.add("fixed rate, Redis", steady.redis_us, "CPU us/message")
     report.add("pipelined, throughput", stream.outcome.received / stream.outcome.seconds, "messages/s")
-    ordered = sorted(steady.outcome.latencies_ns)
-    for name, share in (("p50", 0.50), ("p99", 0.99), ("p99.9", 0.999)):
-        if ordered:
-            report.add(f"fixed rate, latency {name}", quantile(ordered, share) / 1000, "us")
-
-
-def _steady(settings: DirectSettings) -> Work:
-    return Work(max(1, int(settings.seconds * settings.message_rate)), settings.message_rate, 0)
+    times = Latencies()
+    times.extend(steady.outcome.latencies_ns)
+    for name, us in times.quantiles() if len(times) else ():
+        report.add(f"fixed rate, latency {name}", us, "us")
 
 
 def quantile(ordered: list[int], share: float) -> int:
     """Return the value that `share` of the ordered values do not exceed."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _steady(settings: DirectSettings) -> Work:
+    return Work(max(1, int(settings.seconds * settings.message_rate)), settings.message_rate, 0)
 
 
 @dataclass(slots=True)

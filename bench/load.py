@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -21,10 +22,13 @@ from multiprocessing.context import ForkProcess
 from types import TracebackType
 from typing import TypeVar
 
+from bench.board import Board, Row
 from bench.clients import SPARE_DESCRIPTORS, Clients, Plan, Tally
+from bench.latency import Latencies
 from bench.settings import Impossible
 
 CONNECTIONS_PER_SOURCE_MAX = 12_000  # connect() slows 100-fold from 14,100 on: half of the ephemeral ports
+ANY = "0.0.0.0"  # for a server elsewhere: the kernel chooses
 T = TypeVar("T")
 Kind = Callable[[int], Clients]
 FORK = multiprocessing.get_context("fork")
@@ -42,10 +46,12 @@ class Crowd:
         """Fork `processes` clients, on the given CPUs if any are given."""
         self._links: list[Connection] = []
         self._processes: list[ForkProcess] = []
+        self._board = Board(processes)
         gc.freeze()
-        for _ in range(processes):
+        for place in range(processes):
             ours, theirs = FORK.Pipe()
-            process = FORK.Process(target=_serve, args=(theirs, [*self._links, ours], tuple(cpus), kind), daemon=True)
+            inherited, row = [*self._links, ours], self._board.row(place)
+            process = FORK.Process(target=_serve, args=(theirs, inherited, tuple(cpus), kind, row), daemon=True)
             process.start()
             theirs.close()
             self._links.append(ours)
@@ -79,18 +85,58 @@ class Crowd:
 
         Raises: Failed when none at all is open then; those that are missing otherwise are faults.
         """
-        tally = self._gather([("open", share, seconds_max) for share in shares(plan, len(self._links))])
+        self.begin_open(plan, seconds_max)
+        tally = self.arrived()
         if plan.count and not tally.live:
             raise Failed(f"none of {plan.count:,} connections was taken: {dict(tally.faults.most_common(3))}")
         return tally
+
+    def begin_open(self, plan: Plan, seconds_max: float) -> None:
+        """Have the clients open the connections of `plan`; `arrived` returns the outcome."""
+        self.begin_shares("open", plan, seconds_max)
 
     def expect(self, number: int, seconds_max: float) -> None:
         """Have the clients wait for all messages before `number`; `arrived` returns the outcome."""
         self._send([("await_number", number, seconds_max)] * len(self._links))
 
+    def begin(self, *command: object) -> None:
+        """Give all clients a command and do not wait; `arrived` returns the outcome, `ended` that of the only process."""
+        self._send([command] * len(self._links))
+
+    def begin_shares(self, name: str, *arguments: object) -> None:
+        """Give each client a command with its share of the plan among the arguments; `arrived` returns the outcome."""
+        (plan,) = (each for each in arguments if isinstance(each, Plan))
+        parts = shares(plan, len(self._links))
+        self._send([(name, *(part if each is plan else each for each in arguments)) for part in parts])
+
     def arrived(self) -> Tally:
-        """Wait for what `expect` began."""
+        """Wait for what `expect` or `begin` began."""
         return self._collect()
+
+    def is_done(self, seconds: float) -> bool:
+        """Wait at most so long for what was begun; True when all have answered, so that `arrived` returns at once."""
+        until = time.monotonic() + seconds
+        return all(link.poll(max(0.0, until - time.monotonic())) for link in self._links)
+
+    def halt(self) -> Tally:
+        """End what was begun and is not done, and return what there is."""
+        self._send([("tally",)] * len(self._links))  # a command ends a wait, whose answer comes first
+        self._collect()
+        return self._collect()
+
+    def seen(self) -> tuple[int, int, int]:
+        """Return how many are live, messages received, heartbeats, without asking: what the clients show as they go."""
+        return self._board.total()
+
+    def latencies(self) -> Latencies:
+        """Return the times of connections that were timed, of all processes together."""
+        self._send([("latencies",)] * len(self._links))
+        found = Latencies()
+        for link in self._links:
+            answer = self._receive(link)
+            assert isinstance(answer, bytes)
+            found.add(answer)
+        return found
 
     def check(self, number: int) -> Tally:
         """Count what is missing or doubled: every connection should want message `number` next."""
@@ -108,11 +154,6 @@ class Crowd:
         """Give a command that only its kind of clients has to the only process, and return the answer, of `kind`."""
         self.begin(*command)
         return self.ended(kind)
-
-    def begin(self, *command: object) -> None:
-        """Give such a command and do not wait; `ended` returns the answer."""
-        (link,) = self._links
-        link.send(command)
 
     def ended(self, kind: type[T]) -> T:
         """Wait for the answer to what `begin` began."""
@@ -164,8 +205,10 @@ def shares(plan: Plan, processes: int) -> Iterator[Plan]:
             plan,
             first=plan.first + done,
             count=size,
-            sources=tuple(sources(size)),
+            sources=tuple(sources(size)) if plan.server[0].startswith("127.") else ((ANY, size),),
+            server=plan.servers[place % len(plan.servers)] if plan.servers else plan.server,
             tokens=plan.tokens[done : done + size],
+            people=plan.people[done : done + size],
             rate=plan.rate / processes,
         )
         done += size
@@ -195,7 +238,7 @@ def processes_needed(connections: int, wanted: int | None) -> int:
 
 
 def _serve(
-    control: Connection, others: list[Connection], cpus: tuple[int, ...], kind: Callable[[int], Clients]
+    control: Connection, others: list[Connection], cpus: tuple[int, ...], kind: Callable[[int], Clients], row: Row
 ) -> None:
     """Be a client process until the conductor's end of the pipe is closed."""
     for other in others:  # inherited; while it is open here, its process would not see the conductor go
@@ -205,6 +248,7 @@ def _serve(
     if cpus:
         os.sched_setaffinity(0, cpus)
     clients = kind(control.fileno())
+    clients.row = row
     try:
         while True:
             while not clients.interrupted:

@@ -36,6 +36,8 @@ class Work(NamedTuple):
     messages: int
     rate: float
     window: int
+    copies: int = 1
+    """How many receive each."""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class Pairs(Clients):
         else:
             self._pipelined(work)
         deadline = time.monotonic() + ANSWER_SECONDS_MAX
-        while min(outcome.answered, outcome.received) < outcome.sent and time.monotonic() < deadline:
+        while min(outcome.answered, outcome.received // work.copies) < outcome.sent and time.monotonic() < deadline:
             if self.interrupted:
                 break
             self.pump(0.1)

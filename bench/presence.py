@@ -25,8 +25,9 @@ from bench.direct import quantile
 from bench.load import Crowd, processes_needed
 from bench.publisher import ANSWER_SECONDS_MAX, Refused
 from bench.report import Report
+from bench.scrape import Address
 from bench.settings import Settings, at_least, option
-from bench.target import Address, Target, room_for
+from bench.target import Target, room_for
 from bench.wire import CONNECTED, connect_line
 
 ROOM = "room:bench"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from bench.wire import CONNECTED, PUBLISHED, connect_line, publish_line
 
 ANSWER_SECONDS_MAX = 30.0
+WINDOW = 500  # messages without an answer
 
 
 class Refused(Exception):
@@ -24,7 +27,8 @@ class Publisher:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._lines = self._socket.makefile("rb")
         self._socket.sendall(connect_line(user, (), token))
-        self._expect(CONNECTED)
+        self._answer = self._expect(CONNECTED)
+        self._address, self._who = server, (user, token)
 
     def __enter__(self) -> Publisher:
         return self
@@ -32,6 +36,10 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect."""
         self._lines.close()
         self._socket.close()
 
@@ -46,9 +54,24 @@ class Publisher:
         for _ in numbers:
             self._expect(PUBLISHED)
 
-    def _expect(self, answer: bytes) -> None:
+    def flood(self, channels: Sequence[str], number: int) -> None:
+        """Publish message `number` to every one of `channels`, a window at a time. Raises: Refused, OSError."""
+        for start in range(0, len(channels), WINDOW):
+            some, now = channels[start : start + WINDOW], time.monotonic_ns()
+            self._socket.sendall(b"".join([publish_line(number, channel, number, now) for channel in some]))
+            for _ in some:
+                self._expect(PUBLISHED)
+
+    def position(self) -> str:
+        """Return the position of now: where the stream of a connection begins that is made now. Raises: Refused, OSError."""
+        with Publisher(self._address, *self._who) as other:
+            found: str = json.loads(other._answer)["position"]
+            return found
+
+    def _expect(self, answer: bytes) -> bytes:
         line = b"\n"
         while line == b"\n":  # a heartbeat
             line = self._lines.readline()
         if answer not in line:
             raise Refused(f"wanted {answer.decode()}, got {line.decode(errors='replace') or 'the end'}")
+        return line

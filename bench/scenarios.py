@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import admission, connect, direct, fanout, idle, presence
+from bench import admission, connect, direct, fanout, growth, idle, million, presence, publish, rooms, storm
 from bench.load import Failed
 from bench.peers import contest
 from bench.peers.findings import Findings
@@ -38,12 +39,25 @@ SCENARIOS = {
     ),
     "presence": Scenario("cost of asking who is there, by room and by user", presence.PresenceSettings, presence.run),
     "peers": Scenario("other servers beside ours", contest.PeersSettings, contest.run, Findings),
+    "million": Scenario("very many: open, hold, broadcast, resume, close", million.MillionSettings, million.run),
+    "storm": Scenario("all come back at once by position, with messages missed", storm.StormSettings, storm.run),
+    "rooms": Scenario("deliveries and latency in many rooms of ten", rooms.RoomsSettings, rooms.run),
+    "publish": Scenario("CPU of a publish, durable and live-only", publish.PublishSettings, publish.run),
+    "growth": Scenario(
+        "bytes and CPU each as connections, channels, subscribers grow", growth.GrowthSettings, growth.run
+    ),
 }
 
 
-def run(name: str, settings: Settings, as_json: bool = False) -> int:
-    """Run a scenario, print its report to stdout, and return the exit code; Ctrl-C ends it with what there is."""
+def run(name: str, settings: Settings, as_json: bool = False, save: str | None = None) -> int:
+    """Run a scenario, print its report to stdout, and return the exit code; Ctrl-C ends it with what there is.
+
+    With `save`, the report is written to that file as well, as JSON.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if save is not None and not (target := Path(save).absolute().parent).is_dir():
+        print(f"bench {name}: --save: {target} is no directory", file=sys.stderr)
+        return 2
     report = SCENARIOS[name].report(name, settings)
     try:
         SCENARIOS[name].run(settings, report)
@@ -54,6 +68,10 @@ def run(name: str, settings: Settings, as_json: bool = False) -> int:
         return 2
     except (TargetError, Failed, Refused, OSError) as error:
         print(f"bench {name}: {error}", file=sys.stderr)
-        return 1
+        if not report.figures:
+            return 1
+        report.fault(str(error))  # what was measured until then is not to be lost
+    if save is not None:
+        Path(save).write_text(report.as_json() + "\n")
     print(report.as_json() if as_json else report.as_table())
     return report.exit_code

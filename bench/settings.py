@@ -91,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type[Settings]) -> None
 
 def shown(value: object) -> str:
     """Return a setting as a person reads it: 15,000, 25, tcp."""
+    if isinstance(value, tuple):
+        return ",".join(":".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value)
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 

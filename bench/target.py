@@ -21,19 +21,20 @@ from types import TracebackType
 
 import psutil
 
+from bench import scrape
 from bench.clients import raise_descriptor_limit
 from bench.measure import Gone, cpu_ns, memory_bytes
+from bench.scrape import Address
 from bench.settings import Impossible
 
 START_SECONDS_MAX = 30.0
+WORKER_SECONDS_MAX = 0.5  # for each worker, beyond that
 STOP_SECONDS_MAX = 15.0
 QUIET_SECONDS_MAX = 20.0
 QUIET_SHARE_MAX = 0.02  # of one CPU: clocks and heartbeats still tick, work does not
 PR_SET_PDEATHSIG = 1
 WORKER_DESCRIPTORS = 100  # of its own: listeners, pipes, logs
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-Address = tuple[str, int]
 
 
 class TargetError(Exception):
@@ -58,17 +59,20 @@ class Processes:
 class Target:
     """A running server: where it listens, and what its processes use. A context manager that stops it."""
 
-    def __init__(self, workers: int, redis: str | None = None, environ: Mapping[str, str] | None = None) -> None:
-        """Start a server and wait until it is ready; `environ` is added to its environment.
+    def __init__(
+        self, workers: int, redis: str | None = None, environ: Mapping[str, str] | None = None, config: str = ""
+    ) -> None:
+        """Start a server and wait until it is ready; `environ` is added to its environment, `config` is its file.
 
         Raises: TargetError.
         """
         self._home = tempfile.TemporaryDirectory(prefix="moorage-bench-")
+        (Path(self._home.name) / "moorage.toml").write_text(config)
         self._log = Path(self._home.name) / "stderr"
         arguments = ["--workers", str(workers), *(["--redis", redis] if redis else [])]
         self._process = _spawn(arguments, self._home.name, self._log, environ or {})
         try:
-            self.addresses = self._await_ready()
+            self.addresses = self._await_ready(workers)
             self.processes = self._await_workers(workers)
         except BaseException:
             self.stop()
@@ -91,6 +95,15 @@ class Target:
         """Return where clients of a transport connect to."""
         return self.addresses["http" if transport == "sse" else transport]
 
+    @property
+    def workers(self) -> int:
+        """Return how many workers it has."""
+        return len(self.processes.worker)
+
+    def memory(self, role: str = "worker") -> int:
+        """Return the memory of all processes of a role. Raises: TargetError when one has ended."""
+        return self.memory_bytes(getattr(self.processes, role))
+
     def cpu_ns(self, role: str = "worker") -> int:
         """Return the CPU time of all processes of a role. Raises: TargetError when one has ended."""
         try:
@@ -104,6 +117,16 @@ class Target:
             return sum(memory_bytes(pid) for pid in pids)
         except Gone as error:
             raise TargetError(f"{error}: {self._last_words()}") from error
+
+    def embedded_url(self) -> str:
+        """Return the URL of the Valkey it has started; "" when it uses another."""
+        titles = [title(process) for process in _descendants(self.pid) if process.pid in self.processes.redis]
+        paths = [match[0] for name in titles if (match := re.search(r"/\S+\.sock\b", name))]
+        return f"unix://{paths[0]}" if paths else ""
+
+    def connections(self) -> int:
+        """Return how many sessions its workers say they hold. Raises: OSError."""
+        return scrape.connections(self.addresses["admin"])
 
     def cpus(self) -> set[int]:
         """Return the CPUs its workers may run on: all of them unless it pins its workers."""
@@ -136,8 +159,8 @@ class Target:
             process.kill()
         self._home.cleanup()
 
-    def _await_ready(self) -> dict[str, Address]:
-        deadline = time.monotonic() + START_SECONDS_MAX
+    def _await_ready(self, workers: int) -> dict[str, Address]:
+        deadline = time.monotonic() + START_SECONDS_MAX + workers * WORKER_SECONDS_MAX
         while time.monotonic() < deadline and self._process.poll() is None:
             lines = self._log.read_text(errors="replace").splitlines()
             if "ready" in lines:
@@ -147,7 +170,7 @@ class Target:
         raise TargetError(f"the server did not start within {START_SECONDS_MAX:g} s: {found}; {self._last_words()}")
 
     def _await_workers(self, count: int) -> Processes:
-        deadline = time.monotonic() + START_SECONDS_MAX
+        deadline = time.monotonic() + START_SECONDS_MAX + count * WORKER_SECONDS_MAX
         while len((found := by_role(self.pid)).worker) != count:
             if time.monotonic() > deadline:
                 titles = [title(process) for process in _descendants(self.pid)]

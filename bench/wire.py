@@ -17,23 +17,26 @@ MESSAGE_BYTES = 100
 CONNECTED = b'"op":"connected"'
 PUBLISHED = b'"op":"published"'
 ERROR = b'"op":"error"'
+RECOVERED = b'"recovered":true'
 REFUSED = (ERROR, b'"op":"close"', b"HTTP/1.1 4", b"HTTP/1.1 5")
 _PUBLISH = b'{"op":"publish","id":%d,"channel":"%b","data":"~%08d%020d'
 _PUBLISH += b"x" * (MESSAGE_BYTES - 1 - NUMBER_DIGITS - STAMP_DIGITS) + b'"}\n'
 NOTICES = (b'"op":', b"event:")  # in what is neither a message nor a heartbeat
 
 
-def connect_line(user: str, channels: Iterable[str], token: str | None = None) -> bytes:
+def connect_line(user: str, channels: Iterable[str], token: str | None = None, position: str = "") -> bytes:
     """Return the first line of a raw TCP connection; with a token, the server takes the user from that."""
     who = {"token": token} if token else {"user": user}
-    return _line({"op": "connect", **who, "channels": list(channels)})
+    resume = {"position": position} if position else {}
+    return _line({"op": "connect", **who, "channels": list(channels), **resume})
 
 
-def events_request(user: str, channels: Iterable[str], token: str | None = None) -> bytes:
+def events_request(user: str, channels: Iterable[str], token: str | None = None, position: str = "") -> bytes:
     """Return the request of an SSE connection. Names are the bench's own, so nothing needs percent-encoding."""
     query = "&".join([*(f"channel={name}" for name in channels), *([] if token else [f"user={user}"])])
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
-    head = f"GET /events?{query} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n{bearer}\r\n"
+    resume = f"Last-Event-ID: {position}\r\n" if position else ""
+    head = f"GET /events?{query} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n{bearer}{resume}\r\n"
     return head.encode()
 
 

@@ -85,7 +85,8 @@ class Reader:
 
         Those who ask for the same page while it is under way, or shortly after, share one read.
         """
-        key = (name, after, upto.number, bytes_max)  # its clock differs with every resume, its number only behind a message
+        # The clock of `upto` differs with every resume, its number only behind a message.
+        key = (name, after, upto.number, bytes_max)
         kept = self._kept.get(key)
         if kept is not None and self._clock() - kept[0] < PAGE_SECONDS_MAX:
             done(kept[1])

@@ -19,7 +19,8 @@ import psutil
 
 from bench.measure import Gone, cpu_ns, memory_bytes
 from bench.peers.wire import Wire
-from bench.target import Address, TargetError
+from bench.scrape import Address
+from bench.target import TargetError
 
 SCENARIOS = ("idle", "connect", "fanout", "direct", "storm")
 START_SECONDS_MAX = 30.0

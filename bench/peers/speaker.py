@@ -9,7 +9,7 @@ from types import TracebackType
 
 from bench.peers.wire import Wire, payload
 from bench.publisher import ANSWER_SECONDS_MAX, Refused
-from bench.target import Address
+from bench.scrape import Address
 
 READ_BYTES = 64 * 1024
 

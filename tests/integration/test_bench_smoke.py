@@ -9,20 +9,42 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from harness import Server
 
 SMALL = {
     "idle": ["--connections", "300", "--base", "100", "--rounds", "2", "--seconds", "0.5", "--client-processes", "2"],
     "connect": ["--connections", "60", "--rounds", "2"],
     "fanout": ["--connections", "200", "--rounds", "2"],
     "presence": ["--connections", "100", "--users", "60", "--rounds", "1", "--questions", "4"],
+    "storm": ["--connections", "60", "--missed", "5", "--rounds", "2", "--room-size", "3", "--tokens"],
+    "million": [
+        *("--connections", "200", "--workers", "2", "--client-processes", "2", "--hold", "0.3", "--rounds", "2"),
+        *("--resume", "50", "--missed", "3"),
+    ],
     "direct": ["--connections", "40", "--rounds", "1", "--seconds", "0.3", "--messages", "600", "--rate", "400"],
     "admission": ["--connections", "200", "--rounds", "1", "--rate", "200", "--sessions", "10", "--ping-rate", "50"],
 }
-MAY_BE_ANYTHING = {"CPU us/connection", "bytes/connection"}  # noise of a few connections, and differences of two
+TCP_ONLY = {
+    "growth": [
+        *("--sizes", "50", "--channels", "150", "--subscribers", "20", "--rounds", "2", "--messages", "60"),
+        *("--hold", "0.2"),
+    ],
+    "rooms": [
+        *("--connections", "60", "--room-size", "3", "--rounds", "1", "--seconds", "0.3", "--message-rate", "200"),
+        *("--messages", "300"),
+    ],
+    "publish": ["--rounds", "2", "--messages", "700"],
+}
+# Noise of a few connections, differences of two, and what took less than a clock shows.
+MAY_BE_ANYTHING = {
+    *("CPU us/connection", "bytes/connection", "bytes/channel", "calls/connection", "us/connection"),
+    *("cores", "MB", "s"),
+}
 
 
 @contextmanager
@@ -45,10 +67,12 @@ def measured(*arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("transport", ["tcp", "sse"])
-@pytest.mark.parametrize("scenario", SMALL)
+BOTH = [(scenario, transport) for scenario in SMALL for transport in ("tcp", "sse")]
+
+
+@pytest.mark.parametrize(("scenario", "transport"), [*BOTH, *((scenario, "tcp") for scenario in TCP_ONLY)])
 def test_a_scenario_in_small_counts_exactly(scenario: str, transport: str) -> None:
-    found = measured(scenario, *SMALL[scenario], "--transport", transport)
+    found = measured(scenario, *{**SMALL, **TCP_ONLY}[scenario], "--transport", transport)
     assert found["scenario"] == scenario
     assert found["faults"] == {}
     assert found["figures"]
@@ -104,7 +128,48 @@ def check_presence(counts: dict[str, int], found: dict[str, Any]) -> None:
     assert found["figures"]["the room, answer"]["median"] > 60 * len('"v0":1,')
 
 
+def check_storm(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts == {"connections open": 60, "back": 2 * 60, "messages received": 2 * 5 * 60}
+    assert found["figures"]["until connected, p99"]["rounds"] == 2
+    assert found["figures"]["Redis, evalsha"]["median"] > 0
+
+
+def check_million(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts["opened"] == 200
+    assert counts["resumed"] == 50
+    assert counts["messages they had missed, received"] == 3 * 50
+    assert counts["messages received by all"] == (2 + 3) * 200
+    assert counts["refused or not answered"] == counts["lost while held"] == counts["lost at the end"] == 0
+    assert counts["connections the server still holds"] == 0
+    assert found["figures"]["broadcast, until the last has it"]["rounds"] == 2
+    assert any(point.get("connections") == 200 and point["workers"] > 0 for point in found["curve"])
+
+
+def check_growth(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts["messages received, 150 channels"] == 2 * 60
+    assert counts["deliveries"] == 2 * 60
+    assert counts["50 connections, missing"] == 0
+    assert [point["channels"] for point in found["curve"] if "channels" in point] == [150]
+    assert [point["subscribers"] for point in found["curve"] if "subscribers" in point] == [20]
+
+
+def check_rooms(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts == {"connections open": 60, "messages answered": 60 + 300, "deliveries": 3 * (60 + 300)}
+    assert found["figures"]["fixed rate, latency, p99.9"]["median"] > 0
+
+
+def check_publish(counts: dict[str, int], found: dict[str, Any]) -> None:
+    assert counts == {"answered, durable": 2 * 700, "answered, live-only": 2 * 700}
+    assert {each["name"]: each["n"] for each in found["results"]}["durable"] == 2
+    assert len(found["rounds"]) == 2
+
+
 CHECKS = {
+    "storm": check_storm,
+    "million": check_million,
+    "growth": check_growth,
+    "rooms": check_rooms,
+    "publish": check_publish,
     "idle": check_idle,
     "connect": check_connect,
     "fanout": check_fanout,
@@ -161,3 +226,29 @@ def holding(home: str | None = None) -> Iterator[tuple[subprocess.Popen[str], li
     finally:
         os.close(ours)
         os.close(terminal)
+
+
+def test_a_server_that_runs_already_is_driven_and_asked_what_it_used(server: Server) -> None:
+    tcp, admin = (f"{host}:{port}" for host, port in (server.tcp, server.admin))
+    found = measured("million", *SMALL["million"], "--server", tcp, "--admin", admin)
+    assert found["faults"] == {}
+    assert found["counts"]["opened"] == 200
+    assert found["figures"]["server with Redis, whole"]["median"] > 0
+
+
+def test_saved_reports_are_compared(tmp_path: Path) -> None:
+    saved = str(tmp_path / "a.json")
+    measured("publish", *TCP_ONLY["publish"], "--save", saved)
+    with bench("compare", saved, saved) as process:
+        output, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "durable, CPU us/message" in output
+
+
+def test_what_the_machine_lacks_is_told_before_anything_is_started() -> None:
+    with bench("million", "--connections", "1,000,000,000") as process:
+        output, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "GB are needed" in error
+    assert "--connections" in error
+    assert output == ""
