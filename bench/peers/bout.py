@@ -113,7 +113,9 @@ class Bout:
                 if tally.faults:
                     raise Lost(f"1:1: {dict(tally.faults.most_common(3))}")
             members = crowd.ask(list, "members")
-            crowd.ask(int, "pair_up", apart(members, measure.owners(self.running.pids())) or apart(members, {}))
+            pids = self.running.pids()
+            owners = measure.owners(pids) if len(pids) > 1 else {}
+            crowd.ask(int, "pair_up", apart(members, owners) or apart(members, {}))
             self._exchange(crowd, Work(WARM_UP_MESSAGES, steady[1], 0))
             cost, outcome = self._exchange(crowd, Work(steady[0], steady[1], 0))
             self._record_cost("direct", "fixed rate, CPU", cost)
