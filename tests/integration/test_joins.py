@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from clusters import Cluster
 from harness import LineClient, Server, wait_until
 
 from router.embedded import Embedded
@@ -129,7 +130,7 @@ def test_a_gap_of_a_live_only_channel_is_told_to_who_asked(servers: list[Server]
     assert one.expect("gap")["channel"] == "typing:b"
     gap = stream.expect("gap")
     assert (gap["channel"], bool(gap["position"])) == ("typing:a", True)
-    with servers[0].joined("speaker") as speaker:
+    with server.joined("speaker") as speaker:  # whose only worker is back
         for channel in ("room:a", "typing:a"):
             speaker.send({"op": "publish", "id": channel, "channel": channel, "data": 1})
             speaker.expect("published", id=channel)
@@ -157,3 +158,29 @@ def test_a_crowd_is_counted_and_not_named(valkey: Embedded) -> None:
             status, answer = server.request("GET", "/api/channels/room:crowd/presence", admin=True)
             assert (status, answer) == (200, {"channel": "room:crowd", **users})
             clients.append(server.joined("u0", "room:crowd"))
+
+
+def test_in_a_cluster(tmp_path: Path) -> None:
+    """Each shard tells of its own channels: joins, a worker that is killed, and gaps."""
+    file = tmp_path / "moorage.toml"
+    file.write_text(CONFIG)
+    channels = [f"hall:{n}" for n in range(6)]
+    with (
+        Cluster(masters=3, replicas=0) as cluster,
+        Server(["--workers", "2", "--config", str(file), "--redis", cluster.url], before=SHORT) as server,
+        Server(["--workers", "1", "--config", str(file), "--redis", cluster.url], before=SHORT) as other,
+    ):
+        witness = server.joined("witness", *channels, "typing:a", gaps=True)
+        assert news(witness, "join", len(channels)) == ["witness"] * len(channels)
+        stays = other.joined("stays", *channels)
+        goes = other.joined("goes", *channels)
+        assert news(witness, "join", 2 * len(channels)) == ["goes"] * len(channels) + ["stays"] * len(channels)
+        for worker in other.workers().values():
+            worker.kill()
+        again = server.joined("stays", *channels)
+        left = [witness.expect("leave", user="goes")["channel"] for _ in channels]
+        assert sorted(left) == channels
+        assert publish(server, "stays", "club:a")[0] == 403
+        assert is_quiet(witness)
+        for client in (stays, goes, again):
+            client.close()
