@@ -169,6 +169,10 @@ class Cluster:
         source = self.owner(slot)
         target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
         source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
+        self.finish_migration(slot, source, target, pause_seconds)
+
+    def finish_migration(self, slot: int, source: Member, target: Member, pause_seconds: float = 0.0) -> None:
+        """Move the keys of a slot that is on the move, and then the slot."""
         while keys := source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
             with contextlib.suppress(redis.ResponseError):  # it is down for a moment, and then it is not
                 source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
