@@ -13,13 +13,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from router import journal, position, vector
 from router.bus import Bus
 from router.carousel import Carousel
 from router.hold import LATER, Hold, Item, Join, Payload
 from router.message import Message
+from router.notice import Notice
 from router.position import START, Id, Position
 from router.presence import Presence
 from router.repair import Found, Repair
@@ -29,26 +30,12 @@ from router.table import Channel, Table
 from router.vector import Vector
 from router.watchers import Watchers
 
+if TYPE_CHECKING:
+    from router.followers import Follower
+
 log = logging.getLogger("moorage.feed")
 
-
 Joined = Callable[[bytes | None], None]  # gets the position where a subscription begins, None when the bus is down
-
-
-class Follower(Protocol):
-    """Who has to know when something may have been missed, though no journal can tell."""
-
-    def lost(self) -> None:
-        """The bus is down."""
-
-    def restored(self) -> None:
-        """It is back."""
-
-    def rejoined(self, name: bytes, /) -> None:
-        """Redis had unsubscribed `name`, which is subscribed again."""
-
-    def tick(self) -> None:
-        """Time has passed."""
 
 
 class Feed:
@@ -82,6 +69,8 @@ class Feed:
         self._passed = b""  # the newest message that came while it was not
         self._entering: Counter[bytes] = Counter()  # names of the joins that are held
         self._began = b""  # the id of the newest beginning
+        self._epoch = b""  # of the head
+        self._notice: Notice | None = None  # that it is new
         self._heal()
 
     def _heal(self) -> None:
@@ -123,6 +112,8 @@ class Feed:
         self.bus.join(names, partial(self._joined, names, done))
 
     def _joined(self, names: Sequence[bytes], done: Joined, began: bytes | None) -> None:
+        if self._hold is None and began is not None and began[:8] != self._epoch:
+            self._begin_epoch(position.read(began))
         if self._hold is None:
             self._enter(names, done, began)
             return
@@ -185,6 +176,9 @@ class Feed:
     def lost(self) -> None:
         """The bus is down."""
         self._whole = False
+        if self._notice is not None:
+            self._notice.stop()
+            self._notice, self._epoch = None, b""  # all are told again when it is back
         hold, broken = self._hold, self._broken
         self._heal()
         if broken:  # those that begin before the head: it says nothing of them when the bus is back
@@ -198,15 +192,13 @@ class Feed:
     def restored(self, at: bytes) -> None:
         """The bus is back, everything is subscribed, and `at` is where that began."""
         self._whole = True
-        after, upto = position.parse(self.head), position.parse(at)
-        assert upto is not None
+        after, upto = position.parse(self.head), position.read(at)
         passed = position.parse(self._passed.partition(b" ")[0])
         if passed is not None and passed.epoch == upto.epoch and passed.id > upto.id and passed.id.ms >= upto.id.ms:
             upto = passed  # came behind `at`, and before we were called
-        if after is None or after.epoch != upto.epoch:
-            self.head = str(upto).encode()
+        if after is None or str(upto).encode()[:8] != self._epoch:
             self._broken.clear()
-            self._tell_gaps(self._mine())
+            self._begin_epoch(upto)
         elif after.id.number < upto.id.number or self._broken:
             self._all_broken = True
             self._begin_hold(upto.id)
@@ -232,21 +224,38 @@ class Feed:
             return
         if name not in self._lapsed or upto is None or not self.head.startswith(upto.epoch.encode()):
             self._broken.pop(name, None)
-            self._tell_gaps([name])
+            self.tell_gaps([name])
         elif self._upto < upto.id:
             self._upto = upto.id
         self._lapsed.discard(name)
         for follower in self.followers:
             follower.rejoined(name)
-        if self._hold is not None and self._repair is None and not self._lapsed:
+        if self._hold is not None and (self._repair or self._notice) is None and not self._lapsed:
+            self._mend()
+
+    # A new epoch.
+
+    def _begin_epoch(self, at: Position) -> None:
+        """Redis has lost data: tell everybody, a few at a time. What arrives meanwhile is held."""
+        self.head = str(at).encode()
+        self._epoch = self.head[:8]
+        self._begin_hold(at.id)
+        self._notice = Notice(iter(self._mine()), self, self._carousel, self._all_told, later=self._later)
+        self._notice.go_on()
+
+    def _all_told(self) -> None:
+        self._notice = None
+        if not self._broken:
+            self._let_go(Found([], []), self._head().epoch)
+        elif not self._lapsed:  # otherwise it is mended when they are back
             self._mend()
 
     # Holes.
 
-    def _begin_hold(self, upto: Id) -> None:
+    def _begin_hold(self, upto: Id) -> Hold:
         self._upto = max(self._upto, upto)
-        if self._hold is None:
-            self._hold = Hold()
+        self._hold = self._hold or Hold()
+        return self._hold
 
     def _mend(self) -> None:
         """Read what was missed."""
@@ -266,16 +275,21 @@ class Feed:
     def _repaired(self, number: int, head: Position, found: Found | None) -> None:
         if found is None or self._repair is None or number != self.repairs:
             return  # the bus has failed, and all is repaired when it is back; or something more has been missed
-        hold, broken, upto = self._hold, self._broken, self._upto
-        assert hold is not None
+        upto = self._upto
         at = str(head._replace(id=upto)).encode() if self._all_broken else b""
-        self._heal()
         for name in found.gaps:
-            self._tell_gap(name, head, broken.get(name, head.id))
-        for item in hold.merge(found, head.epoch, upto.number):
-            self._release(item)
+            self._tell_gap(name, head, self._broken.get(name, head.id))
+        self._let_go(found, head.epoch)
         if at and self._hold is None and self._head().id.number < upto.number:
             self.head = at
+
+    def _let_go(self, found: Found, epoch: str) -> None:
+        """Deliver what was found, and what has come meanwhile."""
+        hold, upto = self._hold, self._upto
+        assert hold is not None
+        self._heal()
+        for item in hold.merge(found, epoch, upto.number):
+            self._release(item)
         self.batch()
 
     def _release(self, item: Item) -> None:
@@ -287,7 +301,7 @@ class Feed:
             if item.position:
                 self._deliver_found(item)
             else:
-                self._tell_gaps([item.channel])
+                self.tell_gaps([item.channel])
         else:
             try:
                 self._deliver(*item)
@@ -295,9 +309,7 @@ class Feed:
                 log.error("a message on the bus that is not of ours: %.200r", item.payload)
 
     def _head(self) -> Position:
-        head = position.parse(self.head)
-        assert head is not None, "there is one as soon as the bus has been up"
-        return head
+        return position.read(self.head)  # there is one as soon as the bus has been up
 
     # To the carousel.
 
@@ -306,6 +318,10 @@ class Feed:
         if message.position[8:9] != b"-" or message.members[:1] != b",":  # enough of a look: our scripts wrote the rest
             raise ValueError("neither a position nor members")
         channel = self._table.find(name)
+        if before and message.position[:8] != self._epoch and position.id_of(before):
+            self._begin_epoch(position.before(message.position))  # a gap before it, and not instead of it
+            self._release(Payload(name, payload))
+            return
         if channel is not None and before:
             if channel.last and channel.last != before and position.id_of(channel.last) < position.id_of(before):
                 self._fill(channel, payload, before)
@@ -324,9 +340,7 @@ class Feed:
         log.warning("a hole in %r: %r never came", channel.name, before)
         self._broken[channel.name] = position.id_of(channel.last)
         channel.last = b""
-        self._begin_hold(position.id_of(before))
-        assert self._hold is not None
-        self._hold.append(Payload(channel.name, payload))
+        self._begin_hold(position.id_of(before)).append(Payload(channel.name, payload))
         self._mend()
 
     def _deliver_found(self, message: Message) -> None:
@@ -350,7 +364,8 @@ class Feed:
             self.gaps += len(channel.sinks)
             self._out(channel, Message(b"gap", name, str(at).encode(), b""))
 
-    def _tell_gaps(self, names: Iterable[bytes]) -> None:
+    def tell_gaps(self, names: Iterable[bytes]) -> None:
+        """Tell the subscribers of `names` that something is lacking, here and now."""
         head = self._head()
         for name in names:
             self._tell_gap(name, head, head.id)
@@ -383,5 +398,5 @@ class Feed:
 
     def _wait(self) -> None:
         """Tell how much is waiting. What is held for a name that is not back counts for nothing: reading must go on for it."""
-        held = self._hold.bytes if self._hold is not None and self._repair is not None else 0
+        held = self._hold.bytes if self._hold is not None and (self._repair or self._notice) is not None else 0
         self._on_waiting(self._carousel.bytes_waiting + held)

@@ -51,7 +51,7 @@ class ShardFeed(Feed):
     @property
     def held_bytes(self) -> int:
         """How much waits here for a repair."""
-        return self._hold.bytes if self._hold is not None and self._repair is not None else 0
+        return self._hold.bytes if self._hold is not None and (self._repair or self._notice) is not None else 0
 
     def batch(self) -> None:
         """A batch of messages is complete."""

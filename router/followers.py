@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from router.bus import Bus
 from router.carousel import Carousel
@@ -10,6 +11,22 @@ from router.feed import Feed
 from router.namespaces import Namespaces
 from router.rosters import Counts, Rosters
 from router.watchers import Watchers
+
+
+class Follower(Protocol):
+    """Who has to know when something may have been missed, though no journal can tell."""
+
+    def lost(self) -> None:
+        """The bus is down."""
+
+    def restored(self) -> None:
+        """It is back."""
+
+    def rejoined(self, name: bytes, /) -> None:
+        """Redis had unsubscribed `name`, which is subscribed again."""
+
+    def tick(self) -> None:
+        """Time has passed."""
 
 
 def follow(

@@ -77,6 +77,21 @@ def parse(text: str | bytes | None) -> Position | None:
     return Position(epoch, id, Behind(name, behind)) if behind.number <= id.number else None
 
 
+def read(text: bytes) -> Position:
+    """Read a position that Redis has sent."""
+    found = parse(text)
+    assert found is not None, text
+    return found
+
+
+def before(text: bytes) -> Position:
+    """Return the position just before that of a message. Raises: ValueError."""
+    found = parse(text)
+    if found is None:
+        raise ValueError(f"no position: {text!r:.100}")
+    return found._replace(id=Id(found.id.ms, found.id.number - 1))
+
+
 def id_of(text: bytes) -> Id:
     """Read an id that Redis has sent."""
     ms, _, number = text.partition(b"-")

@@ -35,49 +35,52 @@ async def back(station: Station, times: int = 2) -> None:
     await until(lambda: len(station.restored) >= times and station.bus.healthy(), "the bus is back", 20)
 
 
-async def publish_on(station: Station, answers: list[object]) -> None:
-    """Publish one after the other; what is answered is kept."""
-    while True:
-        answers.append(await station.publish(b"room:a"))
-        await asyncio.sleep(0 if isinstance(answers[-1], bytes) else 0.02)
+class Load:
+    """Publishes one message after the other, and keeps every answer."""
 
+    def __init__(self, station: Station) -> None:
+        self.answers: list[object] = []
+        self._station = station
+        self._stopping = False
 
-async def under_load(station: Station, answers: list[object]) -> asyncio.Task[None]:
-    await station.join(b"room:a")
-    task = asyncio.get_running_loop().create_task(publish_on(station, answers))
-    await until(lambda: len(answers) > 100, "load")
-    return task
+    async def start(self) -> None:
+        await self._station.join(b"room:a")
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        await until(lambda: len(self.answers) > 100, "load")
 
+    async def _run(self) -> None:
+        while not self._stopping:
+            self.answers.append(await self._station.publish(b"room:a"))
+            await asyncio.sleep(0 if isinstance(self.answers[-1], bytes) else 0.02)
 
-async def settle(station: Station, load: asyncio.Task[None], answers: list[object]) -> None:
-    """See that publishing works again, and that everybody was told one of the things that may be told."""
-    count = len(answers)
-    await until(lambda: any(isinstance(answer, bytes) for answer in answers[count:]), "publishing works again")
-    load.cancel()
-    await asyncio.wait([load])
-    assert {type(answer) for answer in answers} <= {bytes, BusDown, Unconfirmed, Refused}
-    position = await station.publish(b"room:a")
-    await station.comes(b"room:a", position)
+    async def settle(self) -> None:
+        """See that publishing works again, and that everybody was told one of the things that may be told."""
+        count = len(self.answers)
+        await until(lambda: any(isinstance(each, bytes) for each in self.answers[count:]), "publishing works again")
+        self._stopping = True
+        await self._task
+        assert {type(answer) for answer in self.answers} <= {bytes, BusDown, Unconfirmed, Refused}
+        await self._station.comes(b"room:a", await self._station.publish(b"room:a"))
 
 
 async def test_a_planned_failover_is_followed(station: Station, quorum: Quorum) -> None:
-    answers: list[object] = []
-    load = await under_load(station, answers)
+    load = Load(station)
+    await load.start()
     before = quorum.master_port()
     quorum.fail_over()
     await back(station)
-    await settle(station, load, answers)
+    await load.settle()
     assert station.bus._node.address == f"main ({quorum.host}:{quorum.master_port()})"
     assert quorum.master_port() != before
 
 
 async def test_a_master_that_is_killed_is_replaced(station: Station, quorum: Quorum) -> None:
-    answers: list[object] = []
-    load = await under_load(station, answers)
+    load = Load(station)
+    await load.start()
     quorum.servers[quorum.ports[0]].kill()
     await until(lambda: not station.bus.connected, "it is noticed")
     await back(station)
-    await settle(station, load, answers)
+    await load.settle()
 
 
 async def test_a_master_that_freezes_is_replaced_and_not_followed_when_it_thaws(

@@ -15,6 +15,7 @@ from router.embedded import Embedded
 from router.feed import Feed
 from router.journal import Retention
 from router.message import Message
+from router.notice import GAPS_PER_TURN
 from router.pipe import Refused, Unconfirmed
 from router.position import parse
 from router.replay import Reader
@@ -379,6 +380,7 @@ def test_data_lost_under_a_bus_that_stays_up(line: Line) -> None:
         line.publish(b"room:a")
     line.settle()
     assert ear.numbers() == [1, 2, 3, 1, 2]
+    assert [op for op, name, _ in ear.heard if name == b"room:a"] == ["message"] * 3 + ["gap"] + ["message"] * 2
 
 
 def test_what_is_no_longer_held_is_a_gap_and_the_others_are_whole(line: Line) -> None:
@@ -731,3 +733,102 @@ def test_a_hole_that_was_being_filled_when_the_bus_went_down_is_filled_when_it_i
     line.settle()
     assert sorted(ear.numbers()) == [first, lost, *later]
     assert ear.gaps() == []
+
+
+# A new epoch, and many to be told.
+
+
+MANY = 1000
+
+
+def crowd(line: Line) -> list[Ear]:
+    ears = [Ear(f"u{n}").enter(line.table, b"room:a") for n in range(MANY)]
+    line.subscribed = set(line.feed.names())
+    line.publish(b"room:a")
+    line.settle()
+    return ears
+
+
+def forget(line: Line) -> None:
+    """Let Redis lose its data."""
+    line.desk.client.flushall()
+    line.desk.lasts.clear()
+
+
+def ops(ear: Ear, *names: bytes) -> list[str]:
+    return [op for op, name, _ in ear.heard if name in names]
+
+
+def test_many_are_told_a_few_at_a_time_and_what_comes_meanwhile_waits(line: Line) -> None:
+    ears = crowd(line)
+    forget(line)
+    line.cut()
+    line.restore()
+    assert line.feed.gaps <= MANY + GAPS_PER_TURN, "one for each in the room, and of personal channels a few"
+    line.publish(b"room:a")
+    line.publish(b"@u999")
+    entered: list[bytes | None] = []
+    line.feed.join([b"@late", b"room:a"], entered.append)
+    line.pump()
+    assert (ears[999].numbers(), entered, line.waiting[-1] > 0) == ([1], [], True)
+    line.settle()
+    assert [ops(ear, b"room:a") for ear in ears] == [["message", "gap", "message"]] * MANY
+    assert all(ops(ear, b"@" + ear.user.encode())[0] == "gap" for ear in ears)
+    assert ops(ears[999], b"@u999") == ["gap", "message"]
+    assert [int((began or b"").rpartition(b"-")[2]) for began in entered] == [2]
+    assert line.feed.gaps == 2 * MANY
+    assert line.waiting[-1] == 0
+
+
+def test_a_bus_that_fails_while_they_are_told_lets_nobody_out(line: Line) -> None:
+    ears = crowd(line)
+    forget(line)
+    line.cut()
+    line.restore()
+    line.publish(b"room:a", lost=True)
+    line.cut()
+    line.run_later()
+    line.restore()
+    line.settle()
+    for ear in ears:
+        assert ops(ear, b"@" + ear.user.encode()), "told"
+        assert ops(ear, b"room:a")[-1] == "gap"
+
+
+def test_a_name_that_lapses_while_they_are_told(line: Line) -> None:
+    ears = crowd(line)
+    forget(line)
+    line.cut()
+    line.restore()
+    line.lapse(b"room:a")
+    line.publish(b"room:a")
+    line.publish(b"@u7")
+    line.pump()
+    line.publish(b"room:a")
+    line.settle()
+    assert [ear.numbers(b"room:a") for ear in ears] == [[1, 1, 3]] * MANY
+    assert ops(ears[7], b"@u7") == ["gap", "message"]
+
+
+def test_a_join_that_finds_a_new_epoch_tells_everybody(line: Line) -> None:
+    ear = line.ear("alice", b"room:a")
+    before = line.feed.head[:8]
+    forget(line)
+    late = line.ear("bob", b"room:a")
+    line.publish(b"room:a")
+    line.settle()
+    assert line.feed.head[:8] != before
+    assert ops(ear, b"room:a") == ["gap", "message"]
+    assert ops(late, b"room:a") == ["message"]
+
+
+def test_a_message_of_a_new_epoch_is_behind_the_gap_that_it_brings(line: Line) -> None:
+    """Who has the gap and is cut off before the message gets it by coming back with the position of the gap."""
+    ear = line.ear("alice", b"room:a")
+    forget(line)
+    line.publish(b"room:b")
+    line.publish(b"room:a")
+    line.settle()
+    gap, message = (at for _, name, at in ear.heard if name == b"room:a")
+    assert gap.epoch == message.epoch
+    assert (gap.id.number, message.id.number) == (1, 2)

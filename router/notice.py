@@ -1,0 +1,49 @@
+"""Telling very many channels that something is lacking: a few at a time, the next when those have been sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Protocol
+
+from router.carousel import Carousel
+
+GAPS_PER_TURN = 200  # each is a round of the carousel while it is being sent
+
+
+class Crier(Protocol):
+    """The feed, as a notice sees it."""
+
+    def tell_gaps(self, names: Iterable[bytes], /) -> None:
+        """Tell the subscribers of `names`."""
+
+    def batch(self) -> None:
+        """Begin to send."""
+
+
+class Notice:
+    """One notice to all of `names`, through `crier`; then `done` is called. `later` is loop.call_soon."""
+
+    def __init__(
+        self, names: Iterator[bytes], crier: Crier, carousel: Carousel, done: Callable[[], None], *,
+        later: Callable[..., object],
+    ) -> None:  # fmt: skip
+        self._names: Iterator[bytes] | None = names
+        self._crier, self._carousel, self._done, self._later = crier, carousel, done, later
+
+    def stop(self) -> None:
+        """Tell nobody else, and do not call `done`."""
+        self._names = None
+
+    def go_on(self) -> None:
+        """Begin, or tell some more."""
+        if self._names is None:
+            return
+        if not self._carousel:
+            names = list(islice(self._names, GAPS_PER_TURN))
+            self._crier.tell_gaps(names)
+            self._crier.batch()
+            if len(names) < GAPS_PER_TURN:
+                self._done()
+                return
+        self._later(self.go_on)
