@@ -2,7 +2,8 @@
 
 A position is `epoch-milliseconds-number`. The number is one sequence for the whole Redis, so one position covers all
 channels of a connection; milliseconds, which never run backwards, let a stream be trimmed by age; the epoch is drawn
-when Redis has no clock, which is when it has lost its data. In a cluster all of this is per shard. On the bus a message is
+when Redis has no clock, or is found out to have lost numbers that it had given out (now.lua). In a cluster all of this is per
+shard. On the bus a message is
 
     b'<position> <id of the one before it in its channel> <members>'      durable
     b'<members>'                                                          live-only: members begin with a comma
@@ -24,7 +25,8 @@ from router.message import Message
 from router.position import Position
 
 PUBLISH = (files("router") / "publish.lua").read_bytes()
-NOW = (files("router") / "now.lua").read_bytes()
+_NOW = (files("router") / "now.lua").read_bytes()
+NOW = (files("router") / "run.lua").read_bytes() + _NOW
 MISSED = (files("router") / "missed.lua").read_bytes()
 _HOME = (files("router") / "home.lua").read_bytes()
 
@@ -48,7 +50,7 @@ class Dialect(NamedTuple):
 
 PLAIN = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", b"PUBLISH", b"message", PUBLISH, _sha(PUBLISH), NOW)
 _SPUBLISH = _HOME + PUBLISH.replace(b"redis.call('PUBLISH'", b"redis.call('SPUBLISH'")
-SHARDED = Dialect(b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"SPUBLISH", b"smessage", _SPUBLISH, _sha(_SPUBLISH), _HOME + NOW)
+SHARDED = Dialect(b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"SPUBLISH", b"smessage", _SPUBLISH, _sha(_SPUBLISH), _HOME + _NOW)
 SCRIPTS = {_sha(script): script for script in (PUBLISH, _SPUBLISH, MISSED)}  # as EVALSHA names them
 PUBLISH_SHA, MISSED_SHA = _sha(PUBLISH), _sha(MISSED)
 
@@ -135,7 +137,8 @@ class Keys:
 
     def missed_args(self, name: bytes, after: bytes, messages_max: int, bytes_max: int) -> tuple[bytes, ...]:
         """Return what follows the script MISSED."""
-        return (b"2", self._stream + name, self._last + name, after, b"%d" % messages_max, b"%d" % bytes_max)
+        keys = (b"3", self._stream + name, self._last + name, self.clock)
+        return (*keys, after, b"%d" % messages_max, b"%d" % bytes_max)
 
 
 @lru_cache(maxsize=1024)

@@ -1,14 +1,23 @@
 -- Reads what a channel's stream holds behind a position, in pages bounded by count and bytes.
--- KEYS: stream, last   ARGV: id to begin behind, messages_max, bytes_max
--- Returns: id of the channel's last message or '', 1 if there is more, then id, id of the one before, members of each.
+-- KEYS: stream, last, clock   ARGV: id to begin behind, messages_max, bytes_max
+-- Returns: id of the channel's last message or '', 1 if there is more, 1 if that id is of a number that was given out and lost
+-- (see now.lua), then id, id of the one before it, members of each.
 -- A few at a time: of large messages a page holds few, and the others would have been copied for nothing.
-local page = {redis.call('GET', KEYS[2]) or '', 0}
+local SPAN = 10000000000
+local page = {redis.call('GET', KEYS[2]) or '', 0, 0}
 local after, room, bytes = ARGV[1], tonumber(ARGV[2]), 0
+local number = tonumber(string.match(after, '-(%d+)'))
+local span = math.floor(number / SPAN)
+if span < math.floor(tonumber(redis.call('HGET', KEYS[3], 'number') or 0) / SPAN) then
+    if number > tonumber(redis.call('HGET', KEYS[3], 'end:' .. string.format('%.0f', span)) or -1) then
+        page[3] = 1
+    end
+end
 while true do
     local entries = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 20)
     for _, entry in ipairs(entries) do
         bytes = bytes + #entry[2][4]
-        if room == 0 or (#page > 2 and bytes > tonumber(ARGV[3])) then
+        if room == 0 or (#page > 3 and bytes > tonumber(ARGV[3])) then
             page[2] = 1
             return page
         end

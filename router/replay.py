@@ -130,7 +130,7 @@ class Reader:
         self._bus.ask((b"MGET", *map(self._keys.last, names)), answered)
 
     def _page(self, name: bytes, epoch: str, after: Id, upto: Id, reply: list[bytes | int]) -> Page:
-        last, more, *rest = reply
+        last, more, is_lost, *rest = reply
         entries, whole = [], True
         for index in range(0, len(rest), 3):
             id, before, members = rest[index : index + 3]
@@ -149,7 +149,7 @@ class Reader:
             # Nothing is remembered: nothing was published for as long as a last message is, or ever.
             is_recent = after.ms / 1000 > self._wall() - journal.RESUME_SECONDS_MAX
             whole = id_of(last).number <= after.number if last else is_recent
-        return Page(entries, bool(more), whole)
+        return Page(entries, bool(more), whole and not is_lost)
 
     def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = (self._clock(), page)

@@ -419,7 +419,7 @@ async def test_reading_goes_on_when_redis_has_forgotten_the_script(station: Stat
     assert again == [page] * 20
     assert isinstance(page, list)
     assert isinstance(position, bytes)
-    assert (page[0], page[1], len(page)) == (position.split(b"-", 1)[1], 0, 2 + 3 * 3)
+    assert (page[0], page[1], len(page)) == (position.split(b"-", 1)[1], 0, 3 + 3 * 3)
 
 
 async def test_answers_to_questions_keep_their_order(station: Station) -> None:

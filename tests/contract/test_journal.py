@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import orjson
@@ -64,8 +65,13 @@ class Journal:
     def missed(self, after: bytes, messages_max: int = 100, bytes_max: int = 100_000) -> Missed:
         """Return the page of room:a behind a position."""
         args = self.keys.missed_args(b"room:a", after.split(b"-", 1)[1], messages_max, bytes_max)
-        last, more, *rest = self.client.execute_command("EVAL", journal.MISSED, *args)
+        last, more, _, *rest = self.client.execute_command("EVAL", journal.MISSED, *args)
         return Missed(last, more, list(zip(rest[::3], rest[1::3], rest[2::3], strict=True)))
+
+    def is_lost(self, after: bytes) -> bool:
+        """Whether a position is of a number that Redis has lost, as a page behind it says."""
+        args = self.keys.missed_args(b"room:a", after.split(b"-", 1)[1], 100, 100_000)
+        return bool(self.client.execute_command("EVAL", journal.MISSED, *args)[2])
 
     def kept(self, name: str = "room:a") -> list[tuple[bytes, bytes, bytes]]:
         """Id, id of the one before, members."""
@@ -189,6 +195,80 @@ def test_older_data_begin_an_epoch_for_all(log: Journal, client: Client) -> None
     assert parts(log.publish())[::2] == (epoch, 11)
 
 
+# Another server, or the same one anew: it may lack the newest numbers.
+
+SPAN = 10_000_000_000
+
+
+def hand_over(client: Client) -> None:
+    """Let the clock be one that another master has written."""
+    client.hset("moorage:$clock", "run", "0" * 40)
+
+
+def roll_back(client: Client, older: dict[bytes, bytes]) -> None:
+    """Let the server be another one, that has got only so far."""
+    client.flushall()
+    for key, value in older.items():
+        client.restore(key, 0, value)
+    hand_over(client)
+
+
+def test_another_master_begins_a_span_in_the_same_epoch(log: Journal, client: Client) -> None:
+    seen = [log.publish() for _ in range(3)]
+    epoch = parts(log.now(seen[-1]))[0]
+    for span in (1, 2, 3):
+        hand_over(client)
+        for _ in range(2):
+            assert parts(log.now(seen[-1]))[::2] == (epoch, span * SPAN)
+        seen += [log.publish(), log.publish()]
+        assert [parts(position)[2] for position in seen[-2:]] == [span * SPAN + 1, span * SPAN + 2]
+    assert {parts(log.now(position))[0] for position in seen} == {epoch}, "whatever anybody knows is there"
+    assert not any(map(log.is_lost, seen))
+    assert len(log.missed(seen[1]).entries) == len(seen) - 2
+
+
+def test_who_knows_a_lost_number_tells_however_late(log: Journal, client: Client) -> None:
+    """The first to ask has seen less, and publishes more than was lost before the other one comes."""
+    for _ in range(10):
+        early = log.publish()
+    older = {key: client.dump(key) for key in client.keys("*")}
+    lost = [log.publish() for _ in range(5)]
+    roll_back(client, older)
+    assert parts(log.now(early))[0] == parts(early)[0]
+    new = [log.publish() for _ in range(20)]
+    assert not {parts(position)[2] for position in new} & {parts(position)[2] for position in lost}, "no number twice"
+    assert all(map(log.is_lost, lost)), "who comes back with one of them is told, although nobody has told us"
+    assert not any(map(log.is_lost, [early, *new]))
+    assert parts(log.now(lost[0]))[0] != parts(early)[0]
+    assert parts(log.publish())[::2] == (parts(log.now())[0], parts(new[-1])[2] + 1)
+
+
+def test_a_loss_of_long_ago_is_known(log: Journal, client: Client) -> None:
+    early = log.publish()
+    older = {key: client.dump(key) for key in client.keys("*")}
+    lost = log.publish()
+    roll_back(client, older)
+    for _ in range(3):
+        log.now(early)
+        log.publish()
+        hand_over(client)
+    assert (log.is_lost(early), log.is_lost(lost)) == (False, True)
+    assert parts(log.now(lost))[0] != parts(early)[0]
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_restart_of_the_server_is_another_master(tmp_path: Path, keeps: bool) -> None:
+    with Embedded(directory=tmp_path if keeps else None) as server:
+        with client_of(server) as client:
+            log = Journal(client)
+            log.now()
+            seen = log.publish()
+        server.restart()
+        with client_of(server) as client:
+            epoch, _, number = parts(Journal(client).now(seen))
+    assert (epoch == parts(seen)[0], number) == ((True, SPAN) if keeps else (False, 0))
+
+
 def test_a_restart_without_persistence_begins_an_epoch() -> None:
     with server_of("valkey") as server:
         with client_of(server) as client:
@@ -269,7 +349,7 @@ def test_one_key_is_the_only_thing_that_grows_with_nothing(log: Journal, client:
             pipeline.execute_command("EVAL", journal.NOW, *log.keys.now_args(None))
         pipeline.execute()
     assert client.keys() == [b"moorage:$clock"]
-    assert sorted(client.hkeys("moorage:$clock")) == [b"epoch", b"ms"]
+    assert sorted(client.hkeys("moorage:$clock")) == [b"epoch", b"ms", b"number", b"run"]
 
 
 def test_a_script_is_known_by_its_digest(client: Client, log: Journal) -> None:
