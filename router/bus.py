@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Sequence
 from router import journal, position
 from router.link import DEADLINE_SECONDS, Link, Subscriber
 from router.listeners import Interest, Listeners
-from router.node import Locator
+from router.node import Locator, has_moved
 from router.pipe import BusDown, Busy, Done, Pipe, Refused, Reply, Unconfirmed, pack
+from router.publisher import Publisher
 
 log = logging.getLogger("moorage.bus")
 
@@ -69,7 +70,7 @@ class Bus:
         self._publisher: Pipe | None = None
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
-        self._published = b""  # the newest position that was answered
+        self._durable = Publisher(keys.dialect.publishing)
         self._probes = 0  # sent
         self._probe = 0  # the newest that came back
 
@@ -128,17 +129,7 @@ class Bus:
         elif retention is None:
             pipe.send(pack((self._dialect.publish, self._keys.channel(name), members)), done)
         else:
-
-            def answered(reply: Reply) -> None:
-                if isinstance(reply, bytes):
-                    self._published = reply
-                elif isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
-                    args = self._keys.publish_args(name, members, retention, once)
-                    pipe.send(pack((b"EVAL", self._dialect.publishing, *args)), answered)
-                    return
-                done(reply)
-
-            pipe.send(self._keys.publish_command(name, members, retention, once), answered)
+            self._durable.send(pipe, self._keys.publish_command(name, members, retention, once), done)
 
     def send(self, name: bytes, payload: bytes, done: Done) -> None:
         """Publish `payload` as it is, to other workers; `done` gets how many subscribers heard it, or an exception."""
@@ -249,6 +240,9 @@ class Bus:
             if self._probes - self._probe >= PROBES_UNANSWERED_MAX:
                 self._give_up(f"{PROBES_UNANSWERED_MAX} probes, one every {PROBE_SECONDS:g} s, did not come back")
                 break
+            if self._refusal and await has_moved(self._node):
+                self._close("another is the master")
+                break
             self._send_probe()
             self._send_leaves()
             await asyncio.wait([self._lost], timeout=PROBE_SECONDS)
@@ -272,7 +266,7 @@ class Bus:
 
     def _now_args(self) -> tuple[bytes, ...]:
         """The newest position that was seen or given out goes along, so that a Redis that has lost data is found out."""
-        seen, published = position.parse(self._on.head()), position.parse(self._published)
+        seen, published = position.parse(self._on.head()), position.parse(self._durable.newest)
         if published is not None and (
             seen is None or (seen.epoch == published.epoch and seen.id.number < published.id.number)
         ):

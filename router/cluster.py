@@ -18,6 +18,7 @@ from router import journal
 from router.bus import PENDING_MAX, Bus
 from router.link import Link, Strand, Subscriber
 from router.listeners import Interest, Listeners
+from router.node import Node
 from router.nodes import Nodes, SharedLink
 from router.pipe import BusDown, Busy, Done, Refused, Reply
 from router.vector import shard_of
@@ -48,6 +49,9 @@ class _Berth(NamedTuple):
     def address(self) -> str:
         return self.nodes.address(self.shard)
 
+    async def locate(self) -> Node:
+        raise Refused("it is the nodes that know")
+
 
 class ShardBus(Bus):
     """The bus of one shard: `run()` keeps it up, wherever the slot is, until cancelled."""
@@ -56,7 +60,7 @@ class ShardBus(Bus):
         self, nodes: Nodes, shard: int, keys: journal.Keys, interest: Interest, listeners: Listeners, *, worker: str,
         place: Callable[[bytes], bytes],
     ) -> None:  # fmt: skip
-        super().__init__(_Berth(nodes, shard), keys, interest, listeners, worker=worker)  # type: ignore[arg-type]
+        super().__init__(_Berth(nodes, shard), keys, interest, listeners, worker=worker)
         self.shard = shard
         self._nodes = nodes
         self._place = place  # makes a position of this shard one of all

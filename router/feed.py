@@ -233,7 +233,7 @@ class Feed:
         if self._hold is not None and (self._repair or self._notice) is None and not self._lapsed:
             self._mend()
 
-    # A new epoch.
+    # A new epoch, and holes.
 
     def _begin_epoch(self, at: Position) -> None:
         """Redis has lost data: tell everybody, a few at a time. What arrives meanwhile is held."""
@@ -249,8 +249,6 @@ class Feed:
             self._let_go(Found([], []), self._head().epoch)
         elif not self._lapsed:  # otherwise it is mended when they are back
             self._mend()
-
-    # Holes.
 
     def _begin_hold(self, upto: Id) -> Hold:
         self._upto = max(self._upto, upto)

@@ -54,6 +54,16 @@ class Node(Protocol):
         """The number that is SELECTed."""
 
 
+async def has_moved(locator: Locator) -> bool:
+    """Tell whether another is the master now: one that refuses writes may have been cut off from its replicas."""
+    before = locator.address
+    try:
+        await locator.locate()
+    except Refused:
+        return False
+    return locator.address != before
+
+
 async def open_pipe(
     pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str, *, replica_too: bool = False
 ) -> None:

@@ -55,6 +55,7 @@ class Backend:
         self._numbers = count(1)
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
         self._presence_max = presence_max
+        self._newest: dict[journal.Keys, position.Position | None] = {}  # of what was answered here
 
     async def publish(
         self, channels: tuple[str, ...], data: bytes, idempotency: str | None, field: str
@@ -71,6 +72,7 @@ class Backend:
         positions: dict[str, str | None] = {}
         try:
             async with clients.reaching(self._redis, BUS_SECONDS_MAX) as ask:
+                await self._look(ask, channels)
                 for name in channels:
                     positions[name] = await self._publish(ask, name, members, once)
         except (BusDown, Refused, Unconfirmed) as error:
@@ -87,8 +89,13 @@ class Backend:
             return None
         args = keys.publish_args(name.encode(), members, kept, once=once)
         found: bytes = await ask("EVAL", keys.dialect.publishing, *args)
-        at = position.parse(found)
+        at = self._newest[keys] = position.parse(found)
         return str(vector.nowhere(len(self._keys)).at(name.encode(), at)) if at else None
+
+    async def _look(self, ask: clients.Ask, channels: tuple[str, ...]) -> None:
+        """Look where the stream is, before anything is numbered: another master has to begin a span (now.lua)."""
+        for keys in {self._keys_of(name.encode()) for name in channels if self._namespaces.of(name).durable}:
+            await ask("EVAL", keys.dialect.now, *keys.now_args(self._newest.get(keys)))
 
     async def history(self, channel: str, after: str | None, limit: int) -> bytes:
         """Return at most `limit` messages, those behind the position `after` or the newest, and where they end.
@@ -108,7 +115,7 @@ class Backend:
 
     async def _head(self, ask: clients.Ask, name: bytes) -> Vector:
         """Return where the stream is now; of the shards where `name` is not, those that answer."""
-        asked = [ask("EVAL", keys.dialect.now, *keys.now_args(None)) for keys in self._keys]
+        asked = [ask("EVAL", keys.dialect.now, *keys.now_args(self._newest.get(keys))) for keys in self._keys]
         found = await asyncio.gather(*asked, return_exceptions=len(asked) > 1)
         own = found[shard_of(name, len(found))]
         if isinstance(own, BaseException):
