@@ -9,6 +9,7 @@ is gone does not answer, and Redis does not count it.
 
 Connections are counted in slices, each of which is a part of the answer, so that nobody's loop is held up by a large
 channel. One with more than `most` connections is not named but counted: {"alice":1,…} becomes a number.
+Where that is to be expected the number is asked for first, so that nobody sends names that are of no use.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ log = logging.getLogger("moorage.presence")
 
 ANSWER_SECONDS_MAX = 3.0
 PART_CONNECTIONS = 2_000  # counted, or written, in one turn of the loop: half a millisecond
+LARGE_SHARE = 16  # a channel with a 16th of what is named on this worker alone may well have more than that in all
+LARGE_NAMES_MAX = 1_000  # channels that are remembered as large
 SMALL_BYTES_MAX = 4096  # of an answer that is counted in at once
 
 Found = (
@@ -95,6 +98,7 @@ class Presence:
         self._loop = loop
         self._most = most
         self._asked: dict[bytes, _Question] = {}
+        self._large: dict[bytes, None] = {}  # channels that had more than `most` connections
         self._questions = random.getrandbits(40)  # not those of the worker before this one, which are still answered
 
     def ask(self, name: bytes, done: Done, within: bytes = b"") -> None:
@@ -102,11 +106,37 @@ class Presence:
 
         A question under way is not shared: it may have passed a worker before the newest subscriber came.
         """
+        if within or not self._may_be_large(name):
+            self._put(name, lambda found: self._found(name, found, done), self._most, within)
+            return
+
+        def counted(found: Found | Exception) -> None:
+            if isinstance(found, int) and found <= self._most:
+                self._large.pop(name, None)
+                self._put(name, done, self._most)
+            else:
+                self._found(name, found, done)
+
+        self._put(name, counted, 0)
+
+    def _may_be_large(self, name: bytes) -> bool:
+        channel = self._table.channels.get(name)
+        return name in self._large or (channel is not None and len(channel.sinks) * LARGE_SHARE > self._most)
+
+    def _found(self, name: bytes, found: Found | Exception, done: Done) -> None:
+        if isinstance(found, int):
+            self._large[name] = None
+            if len(self._large) > LARGE_NAMES_MAX:
+                del self._large[next(iter(self._large))]
+        done(found)
+
+    def _put(self, name: bytes, done: Done, most: int, within: bytes = b"") -> None:
+        """Ask all who know."""
         self._questions += 1
         number = b"%d" % self._questions
         timer = self._loop.call_later(ANSWER_SECONDS_MAX, self._late, number)
-        self._asked[number] = _Question(Tally(self._most), done, timer)
-        payload = question(self._bus.reply_name, number, self._most, within)
+        self._asked[number] = _Question(Tally(most), done, timer)
+        payload = question(self._bus.reply_name, number, most, within)
         self._bus.send(name, payload, lambda reply: self._sent(number, reply))
 
     def ask_member(self, user: str, channel: str, done: Callable[[bool | Exception], None]) -> None:

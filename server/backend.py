@@ -143,10 +143,16 @@ class Backend:
             self._questions.release()
 
     async def _ask_workers(self, ask: clients.Ask, name: bytes) -> Found:
+        """Ask how many there are, then, unless those are too many, who."""
+        found = await self._ask_all(ask, name, 0)
+        is_few = isinstance(found, int) and found <= self._presence_max
+        return await self._ask_all(ask, name, self._presence_max) if is_few else found
+
+    async def _ask_all(self, ask: clients.Ask, name: bytes, most: int) -> Found:
         """Ask as a worker does (`router.presence`): Redis says how many were asked, and each answers for itself."""
         number = b"%d" % next(self._numbers)
-        tally, keys = Tally(self._presence_max), self._keys_of(name)
-        payload = question(self._reply_name, number, self._presence_max)
+        tally, keys = Tally(most), self._keys_of(name)
+        payload = question(self._reply_name, number, most)
         async with clients.listening(self._redis, keys.channel(self._reply_name)) as answers:
             awaited = await ask(keys.dialect.publish, keys.channel(name), payload)
             while tally.heard < awaited:

@@ -291,10 +291,11 @@ async def test_an_answer_to_another_question_is_not_counted(bus: Backend, redis:
         await worker.subscribe(keys.channel(b"room:a"))
         await worker.get_message(timeout=None)
         asked = asyncio.create_task(bus.presence("room:a"))
-        question = (await worker.get_message(timeout=None))["data"]
-        reply_name, number, _most = question[1:].split(b" ")
-        for answer in (b'99 . {"other":1}', number + b'0 . {"other":1}', number + b' . {"alice":2}'):
-            await redis.publish(keys.channel(reply_name), answer)
+        for counts in (b"2", b'{"alice":2}'):  # how many, then who
+            question = (await worker.get_message(timeout=None))["data"]
+            reply_name, number, _most = question[1:].split(b" ")
+            for answer in (b"99 . 1", number + b"0 . 1", number + b" . " + counts):
+                await redis.publish(keys.channel(reply_name), answer)
         assert await asked == {"alice": 2}
 
 

@@ -14,7 +14,7 @@ from router.presence import Presence
 from router.table import Table
 
 Found = dict[str, int] | int | Exception
-MOST = 5
+MOST = 50
 
 
 class Hub:
@@ -29,15 +29,18 @@ class Hub:
         self.under_way += [(site, name, payload) for site in heard]
         return len(heard)
 
-    def carry(self) -> None:
+    def carry(self) -> list[bytes]:
+        carried = []
         while self.under_way:
             site, name, payload = self.under_way.pop(0)
+            carried.append(payload)
             if site not in self.sites:
                 continue
             if name == site.reply_name:
                 site.presence.answered(payload)
             else:
                 site.presence.asked(name, payload)
+        return carried
 
 
 class Site:
@@ -123,10 +126,31 @@ async def test_too_many_to_be_named_are_counted(sites: list[Site]) -> None:
     assert found == [2 * MOST + 1]
 
 
+async def test_names_that_would_be_of_no_use_are_not_sent(sites: list[Site]) -> None:
+    """Where many are to be expected, because there were many or because there are many here, they are counted first."""
+    here, there, asker = sites
+    ears = [(here, there)[n % 2].enter(f"u{n}", b"room:a") for n in range(MOST + 1)]
+    for site, names_sent in ((asker, True), (asker, False), (here, False)):
+        found = site.ask(b"room:a")
+        sent = here.hub.carry()
+        assert found == [MOST + 1]
+        assert any(b"u1" in payload for payload in sent) == names_sent
+    here.table.leave(ears[0])
+    for site in (asker, here):
+        found = site.ask(b"room:a")
+        here.hub.carry()
+        assert found == [{f"u{n}": 1 for n in range(1, MOST + 1)}]
+    for ear in ears[1:]:
+        (here, there)[int(ear.user[1:]) % 2].table.leave(ear)
+    found = here.ask(b"room:a")
+    here.hub.carry()
+    assert found == [{}]
+
+
 async def test_a_large_channel_is_answered_in_parts(sites: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "PART_CONNECTIONS", 2)
     here, _, asker = sites
-    ears = [here.enter(f"u{n % 4}", b"room:a") for n in range(MOST)]
+    ears = [here.enter(f"u{n % 4}", b"room:a") for n in range(5)]
     found = asker.ask(b"room:a")
     here.hub.carry()
     here.table.leave(ears[-1])  # was there when it was asked

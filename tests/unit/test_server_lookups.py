@@ -9,6 +9,7 @@ import orjson
 import pytest
 from journals import Desk
 
+from router import vector
 from router.embedded import Embedded
 from router.pipe import Unconfirmed
 from router.replay import Reader
@@ -24,6 +25,9 @@ class Feed:
         self.head = desk.now()
         self.presence = self
         self.there: dict[str, int] | int | Exception = {}
+
+    def read(self, text: vector.Text) -> vector.Vector | None:
+        return vector.parse(text, 1)
 
     def ask(self, name: bytes, done: Any) -> None:
         done(self.there)
