@@ -22,7 +22,7 @@ class Lane:
 
 
 class Stage:
-    head = b"7"
+    here = b"7"
     gaps = 0
     is_steady = True
 
@@ -98,7 +98,7 @@ def test_it_waits_while_the_position_would_be_wrong(scene: Scene) -> None:
     scene.watchers.restored()
     scene.run()
     assert asked.writes == []
-    scene.stage.is_steady, scene.stage.head = True, b"9"
+    scene.stage.is_steady, scene.stage.here = True, b"9"
     scene.watchers.tick()
     scene.run()
     scene.watchers.tick()
