@@ -68,15 +68,16 @@ COLUMNS = {
     "bus_lag_seconds": "BUS LAG",
     "backlogged": "SLOW",
 }
+COUNTERS = {"accepts_per_second": "accepted", "deliveries_per_second": "deliveries", "writes_per_second": "writes"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the servers, and how often and how it is shown."""
     add = parser.add_argument
     parser.epilog = "With several servers there is a row a server instead of a row a worker. q ends it."
-    add(
-        "admin", nargs="*", metavar="URL", help="admin ports, HOST:PORT or URL (default: 127.0.0.1:7490; MOORAGE_ADMIN)"
-    )
+    where = "admin ports, HOST:PORT or URL (default: 127.0.0.1:7490; MOORAGE_ADMIN)"
+    add("servers", nargs="*", metavar="URL", help=where)
+    add("--admin", action="append", default=[], metavar="URL", help="the same, as other commands have it")
     add("--admin-key", metavar="KEY", help="Bearer key (MOORAGE_ADMIN_KEY)")
     add("--config", metavar="FILE", help=f"TOML file (default: {config.FILE}; MOORAGE_CONFIG)")
     add("--interval", type=float, default=INTERVAL_SECONDS, metavar="S", help="between two looks (1)")
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Show it until told to stop; 1 when no server answers, 2 for bad input."""
     try:
         options = config.load({}, environ, args.config)
-        urls = [admin_url(text) for text in args.admin or [str(options.admin)]]
+        urls = [admin_url(text) for text in [*args.servers, *args.admin] or [str(options.admin)]]
         if not 0.1 <= args.interval <= 3600:
             raise ValueError(f"--interval: found {args.interval:g}, want a number of seconds from 0.1 to 3600")
     except (config.ConfigError, ValueError) as error:
@@ -171,55 +172,63 @@ def _sample(url: str, key: str | None) -> Sample:
 def rows(before: Sample, now: Sample) -> list[Row]:
     """One for every worker of a server."""
     known = {worker["worker"]: worker for worker in before.stats.get("workers", ())}
-    seconds = _seconds(before, now)
-    return [
-        _row(str(worker["worker"]), state(worker), known.get(worker["worker"]), worker, seconds)
-        for worker in now.stats["workers"]
-    ]
+    apart = _apart(before, now)
+    return [_worker(known.get(worker["worker"]), worker, apart) for worker in now.stats["workers"]]
 
 
 def total(before: Sample, now: Sample) -> Row:
     """All workers of a server together. Resident memory has no sum: workers share pages."""
     if now.fault:
         return Row(now.url, "no answer", 0, 0, 0)
-    states = {state(worker) for worker in now.stats["workers"]}
-    cpu = [row.cpu_percent for row in rows(before, now) if row.cpu_percent is not None]
-    whole = _row("all", ", ".join(sorted(states)), before.stats.get("total"), now.stats["total"], _seconds(before, now))
-    return whole._replace(cpu_percent=sum(cpu) if cpu else None)
+    workers = rows(before, now)
+    states = ", ".join(sorted({row.state for row in workers}))
+    found = _row("all", states, before.stats.get("total"), now.stats["total"])
+    summed = {name: _sum(getattr(row, name) for row in workers) for name in (*COUNTERS, "cpu_percent")}
+    return found._replace(**summed)  # type: ignore[arg-type]  # names of numbers
 
 
-def _row(name: str, state: str, before: Json | None, now: Json, seconds: float | None) -> Row:
-    def rate(counter: str) -> float | None:
-        if before is None or seconds is None or counter not in now or counter not in before:
-            return None
-        return float(max(0, now[counter] - before[counter])) / seconds
+def _apart(before: Sample, now: Sample) -> float:
+    """The seconds between two samples; 0.0 when there was none before."""
+    return max(0.0, (now.stats["at"] - before.stats["at"]) / 1000) if before.stats else 0.0
+
+
+def _worker(before: Json | None, now: Json, apart: float) -> Row:
+    found = _row(str(now["worker"]), state(now), before, now)
+    if before is None or not before["pid"] or not now["pid"] or not apart:
+        return found
+    # A worker shows its counters about twice a second: what it counted goes by when it did. The kernel counts at any time.
+    written = apart + before["silent_seconds"] - now["silent_seconds"]
+    if written > 0:
+        rates = {name: max(0, now[counter] - before[counter]) / written for name, counter in COUNTERS.items()}
+        found = found._replace(**rates)
+    if before["pid"] == now["pid"] and "cpu_seconds" in now and "cpu_seconds" in before:
+        found = found._replace(cpu_percent=100 * (now["cpu_seconds"] - before["cpu_seconds"]) / apart)
+    return found
+
+
+def _row(name: str, state: str, before: Json | None, now: Json) -> Row:
+    """Everything but rates."""
 
     def mean(histogram: str) -> float | None:
         count = now[histogram]["count"] - before[histogram]["count"] if before else 0
         return float(now[histogram]["sum"] - before[histogram]["sum"]) / count if before and count > 0 else None
 
-    is_same = before is not None and before.get("pid") == now.get("pid")
-    cpu = rate("cpu_seconds") if is_same else None
     return Row(
         name,
         state,
         now["connections"],
         now["connections_tcp"],
         now["connections_sse"],
-        rate("accepted"),
-        rate("deliveries"),
-        rate("writes"),
-        None if cpu is None else 100 * cpu,
-        now.get("resident_bytes"),
-        mean("loop_lag_seconds"),
-        mean("bus_lag_seconds"),
-        now["backlogged_connections"],
+        resident_bytes=now.get("resident_bytes"),
+        loop_lag_seconds=mean("loop_lag_seconds"),
+        bus_lag_seconds=mean("bus_lag_seconds"),
+        backlogged=now["backlogged_connections"],
     )
 
 
-def _seconds(before: Sample, now: Sample) -> float | None:
-    milliseconds = now.stats["at"] - before.stats["at"] if before.stats else 0
-    return milliseconds / 1000 if milliseconds > 0 else None
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def state(worker: Json) -> str:

@@ -66,6 +66,17 @@ def test_a_counter_that_went_back_is_no_negative_rate() -> None:
     assert top.rows(NOW, BEFORE._replace(stats=BEFORE.stats | {"at": 9_000}))[0].accepts_per_second == 0.0
 
 
+def test_what_a_worker_counted_goes_by_when_it_showed_it() -> None:
+    """Samples are 2 s apart, but the pages that were read 1.5 s."""
+    before = sample(1_000, worker(0, 11, 1.0) | {"silent_seconds": 0.1})
+    now = sample(3_000, worker(0, 11, 1.5, accepted=30) | {"silent_seconds": 0.6})
+    assert top.rows(before, now)[0].accepts_per_second == 20.0
+    assert top.rows(before, now)[0].cpu_percent == 25.0
+    stuck = sample(3_000, worker(0, 11, 1.5) | {"silent_seconds": 2.1})
+    assert top.rows(before, stuck)[0].accepts_per_second is None, "nothing has been shown since"
+    assert top.total(before, stuck).accepts_per_second is None
+
+
 def test_a_single_sample_has_no_rates() -> None:
     row = top.rows(Sample(URL, {}, {}, "no answer"), NOW)[0]
     assert row[5:9] == (None, None, None, None)
