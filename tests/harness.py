@@ -191,11 +191,16 @@ class Server:
         return self.request("GET", "/api/stats", admin=True)[1]
 
 
-class LineClient:
-    """A raw TCP client: JSON objects, one a line. Heartbeats are counted and skipped."""
+def dial(address: tuple[str, int]) -> socket.socket:
+    """Open a TCP connection."""
+    return socket.create_connection(address, timeout=DEADLINE_SECONDS)
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.sock = socket.create_connection(address, timeout=DEADLINE_SECONDS)
+
+class LineClient:
+    """A raw TCP client: JSON objects, one a line. Heartbeats are counted and skipped. `dial` opens its connection."""
+
+    def __init__(self, address: tuple[str, int], dial: Callable[[tuple[str, int]], socket.socket] = dial) -> None:
+        self.sock = dial(address)
         self.heartbeats = 0
         self.connected: Json = {}
         self._rest = b""

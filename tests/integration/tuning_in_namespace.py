@@ -370,7 +370,12 @@ def emitted_sysctls() -> dict[str, Any]:
     return {"code": done.returncode, "errors": done.stderr, "values": values}
 
 
-if __name__ == "__main__":
+def bring_up() -> None:
+    """Let the namespace's loopback device work."""
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
+
+
+if __name__ == "__main__":
+    bring_up()
     json.dump(globals()[sys.argv[1]](), sys.stdout)
