@@ -39,6 +39,9 @@ bench: install
 	$(BIN)/moorage bench fanout
 	$(BIN)/moorage bench direct
 	$(BIN)/moorage bench admission
+	$(BIN)/moorage bench rooms
+	$(BIN)/moorage bench publish
+	$(BIN)/moorage bench storm
 
 # Pins every dependency with its hashes, for all Python versions and platforms at once.
 lock:
