@@ -19,7 +19,6 @@ import psutil
 
 from bench.measure import Gone, cpu_ns, memory_bytes
 from bench.peers.wire import Wire
-from bench.scrape import Address
 from bench.target import TargetError
 
 SCENARIOS = ("idle", "connect", "fanout", "direct", "storm")
@@ -28,6 +27,7 @@ STOP_SECONDS_MAX = 10.0
 QUIET_SECONDS_MAX = 20.0
 QUIET_SHARE_MAX = 0.05  # of one CPU, for twice the time looked at: timers of a runtime still tick, work does not
 PR_SET_PDEATHSIG = 1
+Address = tuple[str, int]
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 

@@ -7,9 +7,9 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
+from bench.peers.peer import Address
 from bench.peers.wire import Wire, payload
 from bench.publisher import ANSWER_SECONDS_MAX, Refused
-from bench.scrape import Address
 
 READ_BYTES = 64 * 1024
 
