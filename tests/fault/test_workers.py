@@ -314,7 +314,7 @@ def test_sigterm_drains_then_exits(start_server: StartServer) -> None:
     for reader in readers:
         reader.join(20)
     assert server.process.wait(20) == 0
-    assert 1.0 < time.monotonic() - began < 8.0, "the clients do not close: they have two seconds to read it"
+    assert 1.0 < time.monotonic() - began < 15.0, "the clients do not close: they have two seconds to read it"
     assert len(ended) == 40
     assert {close["code"] for _, close in ended} == {3001}
     assert {close["reason"] for _, close in ended} == {"draining"}

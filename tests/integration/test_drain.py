@@ -125,7 +125,7 @@ async def test_sessions_leave_evenly_and_nobody_who_comes_is_reset(start_server:
     ]
     await asyncio.gather(*sessions, *knocking)
     assert await asyncio.to_thread(server.process.wait, 20) == 0
-    assert WINDOW_SECONDS - 0.5 < time.monotonic() - began < WINDOW_SECONDS + 3.0
+    assert WINDOW_SECONDS - 0.5 < time.monotonic() - began < WINDOW_SECONDS + 10.0
 
     counts = histogram([at - began for at, _ in told], WINDOW_SECONDS)
     print("told to leave, by tenths of the window:", counts)
@@ -156,8 +156,8 @@ async def test_a_worker_whose_sessions_have_gone_goes_on_answering(start_server:
             late.expect("close", code=3001)
     began = time.monotonic()
     last.close()
-    assert server.process.wait(10) == 0
-    assert time.monotonic() - began < 3.0, "it ends when the last has left"
+    assert server.process.wait(20) == 0
+    assert time.monotonic() - began < 10.0, "it ends when the last has left"
 
 
 async def test_many_workers_with_few_sessions_each_are_left_evenly(start_server: StartServer) -> None:
@@ -219,7 +219,7 @@ def test_the_command_drains_and_shows_how_far_it_has_come(start_server: StartSer
     assert "drains for at most 2 s" in said
     assert "of 20 sessions left" in said
     assert said.endswith("the server has ended\n")
-    assert server.process.wait(10) == 0
+    assert server.process.wait(20) == 0
     wait_until(lambda: "0 of 20 sessions are cut" in "".join(server.log), f"the end: {server.log}", 5)
     log = "".join(server.log)
     assert "draining: 20 sessions leave within 2 s" in log
@@ -248,7 +248,7 @@ def test_a_drain_is_hurried_and_a_signal_after_it_does_not_cut(start_server: Sta
     )
     client.expect("close", code=3001)
     client.close()
-    assert server.process.wait(10) == 0
+    assert server.process.wait(20) == 0
 
 
 def test_an_order_to_drain_that_nobody_understands(server: Server) -> None:
@@ -286,4 +286,4 @@ def test_a_second_signal_ends_it_now_and_says_so(start_server: StartServer) -> N
     codes = Counter(client.expect("close")["code"] for client in (*clients, *waiting))
     assert codes.keys() <= {3001, 3009}
     assert codes[3009] > 5
-    assert server.process.wait(10) == 0
+    assert server.process.wait(20) == 0
