@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from harness import wait_until
 
 from bench.peers.catalog import peers
 from bench.peers.findings import UNITS
@@ -62,6 +65,34 @@ def test_a_run_ends_in_its_time() -> None:
     found = json.loads(done.stdout)
     assert 1 <= len(found["rounds"]) < 50
     assert any("--seconds-max" in note for note in found["notes"])
+
+
+def test_an_interrupt_ends_the_server_and_says_what_there_is() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "commands",
+        "bench",
+        "peers",
+        "--peers",
+        "uvloop",
+        *TINY,
+        "--seconds",
+        "300",
+        "--json",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        family = psutil.Process(process.pid)
+        wait_until(lambda: len(family.children()) == 3, "server, subscribers and pairs", 60)
+        children = family.children()
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    found = json.loads(output)
+    assert found["interrupted"]
+    assert [row for row in found["results"] if row["scenario"] == "fanout"]
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left
 
 
 def test_what_cannot_be_is_said_with_what_can() -> None:
