@@ -16,7 +16,6 @@ ABOUT = "draw charts and write a page from saved reports"
 PAGE = "README.md"
 HOME = Path("bench/results")
 PART = ", of it in Redis"
-LOSSES_SHOWN_MAX = 40
 
 
 def run(files: Sequence[str], out: str) -> int:
@@ -102,15 +101,14 @@ def _losses(study: Study) -> Iterator[str]:
     if not found:
         yield "Nowhere, by the medians of this run."
         return
-    yield "By the medians of this run; *not clear* where the spreads overlap. The floor is no server and left out."
-    yield from ("", "| at | to | by | |", "|---|---|---:|---|")
-    for loss in found[:LOSSES_SHOWN_MAX]:
-        yield (
-            f"| {loss.scenario}: {loss.name} | {loss.peer} | {number(loss.times)} x | "
-            f"{'' if loss.is_clear else 'not clear'} |"
-        )
-    if len(found) > LOSSES_SHOWN_MAX:
-        yield f"| and {len(found) - LOSSES_SHOWN_MAX} more, by less | | | |"
+    yield "By the medians of this run; in brackets where the spreads overlap. The floor is no server and left out."
+    yield from ("", "| at | to, by how many times |", "|---|---|")
+    by_figure: dict[tuple[str, str], list[str]] = {}
+    for loss in found:
+        text = f"{loss.peer} {number(loss.times)}"
+        by_figure.setdefault((loss.scenario, loss.name), []).append(text if loss.is_clear else f"({text})")
+    for (scenario, name), peers in by_figure.items():
+        yield f"| {scenario}: {name} | {', '.join(peers)} |"
 
 
 def _alone(study: Study) -> Iterator[str]:
