@@ -75,11 +75,12 @@ class ShardBus(Bus):
         self, name: bytes, members: bytes, retention: journal.Retention | None, done: Done, *, once: bytes = b""
     ) -> None:
         """Publish a message; see `Bus.publish`."""
-        now = self._loop.time()
-        if self._parked or (not self.connected and now < self._moving_until):
-            self._park(Parked(now + MOVING_SECONDS_MAX, name, members, retention, done, once))
+        if self.connected and not self._parked:
+            self._publish(name, members, retention, done, once)
+        elif self._parked or self._loop.time() < self._moving_until:
+            self._park(Parked(self._loop.time() + MOVING_SECONDS_MAX, name, members, retention, done, once))
         else:
-            self._publish(Parked(0.0, name, members, retention, done, once))
+            super().publish(name, members, retention, done, once=once)  # which says that it is down
 
     def ask(self, command: tuple[bytes, ...], done: Done) -> None:
         """Send a command that reads; `done` gets its reply, or an exception."""
@@ -93,18 +94,23 @@ class ShardBus(Bus):
 
         super().ask(command, answered)
 
-    def _publish(self, parked: Parked) -> None:
+    def _publish(
+        self, name: bytes, members: bytes, retention: journal.Retention | None, done: Done, once: bytes,
+        deadline: float = 0.0,
+    ) -> None:  # fmt: skip
         link = self._link
 
         def answered(reply: Reply) -> None:
-            if is_elsewhere(reply):  # it was not executed
+            if isinstance(reply, bytes):
+                done(self._place(reply))
+            elif is_elsewhere(reply):  # it was not executed
                 self._missed(link, str(reply))
-                until = parked.deadline or self._loop.time() + MOVING_SECONDS_MAX
-                self._park(parked._replace(deadline=until))
+                until = deadline or self._loop.time() + MOVING_SECONDS_MAX
+                self._park(Parked(until, name, members, retention, done, once))
             else:
-                parked.done(self._place(reply) if isinstance(reply, bytes) else reply)
+                done(reply)
 
-        super().publish(parked.name, parked.members, parked.retention, answered, once=parked.once)
+        super().publish(name, members, retention, answered, once=once)
 
     def _park(self, parked: Parked) -> None:
         if len(self._parked) >= PENDING_MAX:
@@ -125,7 +131,7 @@ class ShardBus(Bus):
     def _unpark(self) -> None:
         parked, self._parked = self._parked, deque()
         for each in parked:
-            self._publish(each)
+            self._publish(each.name, each.members, each.retention, each.done, each.once, each.deadline)
 
     # Connecting, and staying connected.
 

@@ -6,7 +6,7 @@ heads of all shards, of which its own has just advanced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from router import vector
@@ -114,6 +114,7 @@ class Feeds:
         self.heads = [NOWHERE] * shards  # packed
         self._carousel, self._later, self._on_waiting = carousel, later, on_waiting
         self._spinning = False
+        self._tide: _Tide | None = None
         told = {"later": later, "on_lag": on_lag, "on_waiting": on_waiting}
         self.shards = [ShardFeed(self, shard, table, carousel, **told) for shard in range(shards)]
         self.reader = Readers(self)
@@ -157,7 +158,13 @@ class Feeds:
 
     def join(self, names: Sequence[bytes], done: Joined) -> None:
         """Subscribe `names`; see `Feed.join`."""
-        _Entry(self, names, done).start()
+        if self._tide is None:
+            self._tide = _Tide([feed for feed in self.shards if feed.flows])
+            self._later(self._turn_tide)
+        _Entry(self, names, done).start(self._tide)
+
+    def _turn_tide(self) -> None:
+        self._tide = None
 
     def tick(self) -> None:
         """Let time pass for those who follow; call a few times a second."""
@@ -183,11 +190,30 @@ class Feeds:
         self._on_waiting(self._carousel.bytes_waiting + sum(feed.held_bytes for feed in self.shards))
 
 
-class _Entry:
-    """A join over several shards. It is done at an instant at which all of them flow: then their heads are where it begins.
+class _Tide:
+    """Where all shards are, asked once for all joins of a turn of the loop.
 
-    The shards in which there is nothing to join are asked where they are too, so that a position is up to date in all.
+    So a position is up to date in those too in which a connection has nothing now.
     """
+
+    def __init__(self, feeds: list[ShardFeed]) -> None:
+        self.waiting: list[Callable[[], None]] | None = []  # None: all have answered
+        self._awaited = len(feeds)
+        for feed in feeds:
+            feed.join((), self._answered)
+        if not feeds:
+            self.waiting = None
+
+    def _answered(self, _began: bytes | None) -> None:
+        self._awaited -= 1
+        if not self._awaited:
+            waiting, self.waiting = self.waiting, None
+            for each in waiting or ():
+                each()
+
+
+class _Entry:
+    """A join over several shards. It is done at an instant at which all of them flow: then their heads are where it begins."""
 
     def __init__(self, feeds: Feeds, names: Sequence[bytes], done: Joined) -> None:
         self._feeds, self._done = feeds, done
@@ -198,22 +224,26 @@ class _Entry:
         self._failed = False
         self._awaited = 0
 
-    def start(self) -> None:
+    def start(self, tide: _Tide) -> None:
         """Subscribe everywhere."""
-        idle = [feed for feed in self._feeds.shards if feed not in self._names and feed.flows]
-        self._ask([*self._names, *idle])
+        self._ask(self._names)
+        if tide.waiting is not None:
+            self._awaited += 1
+            tide.waiting.append(self._answered)
 
-    def _ask(self, feeds: list[ShardFeed]) -> None:
-        self._awaited = len(feeds)
+    def _ask(self, feeds: Collection[ShardFeed]) -> None:
+        self._awaited += len(feeds)
         for feed in feeds:
-            feed.join(self._names.get(feed, ()), partial(self._joined, feed))
+            feed.join(self._names[feed], partial(self._joined, feed))
 
     def _joined(self, feed: ShardFeed, began: bytes | None) -> None:
-        if feed in self._names:
-            self._failed |= began is None
-            if feed not in self._expected:
-                self._expected.add(feed)
-                feed.expect(self._names[feed])
+        self._failed |= began is None
+        if feed not in self._expected:
+            self._expected.add(feed)
+            feed.expect(self._names[feed])
+        self._answered()
+
+    def _answered(self) -> None:
         self._awaited -= 1
         if not self._awaited:
             self._settle()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from functools import lru_cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -49,8 +50,17 @@ class Dialect(NamedTuple):
 
 
 PLAIN = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", b"PUBLISH", b"message", PUBLISH, _sha(PUBLISH), NOW)
+_COMMENT = re.compile(rb"^--.*\n|[ ]--[ ].*$", re.MULTILINE)
 _SPUBLISH = _HOME + PUBLISH.replace(b"redis.call('PUBLISH'", b"redis.call('SPUBLISH'")
-SHARDED = Dialect(b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"SPUBLISH", b"smessage", _SPUBLISH, _sha(_SPUBLISH), _HOME + _NOW)
+SHARDED = Dialect(
+    b"SSUBSCRIBE",
+    b"SUNSUBSCRIBE",
+    b"SPUBLISH",
+    b"smessage",
+    _SPUBLISH,
+    _sha(_SPUBLISH),
+    _COMMENT.sub(b"", _HOME + _NOW),
+)
 SCRIPTS = {_sha(script): script for script in (PUBLISH, _SPUBLISH, MISSED)}  # as EVALSHA names them
 PUBLISH_SHA, MISSED_SHA = _sha(PUBLISH), _sha(MISSED)
 

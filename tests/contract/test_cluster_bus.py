@@ -186,7 +186,7 @@ async def test_a_refused_subscription_takes_nobody_elses_answer(cluster: Cluster
         second = asyncio.ensure_future(bad.ask("ECHO", "second"))
         bad.push(pack((b"SUNSUBSCRIBE", b"{%b}a" % elsewhere)))
         third = asyncio.ensure_future(good.ask("ECHO", "third"))
-        assert await asyncio.gather(first, second, third) == [b"first", b"second", b"third"]
+        assert [await first, await second, await third] == [b"first", b"second", b"third"]
     assert refused
     assert all(why.startswith("MOVED ") for why in refused)
     assert len(link.subscriber) == 0
