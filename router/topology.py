@@ -1,7 +1,4 @@
-"""Where the message bus is: one Redis or Valkey, or the master that sentinels know, read from a URL.
-
-And a redis-py client of it, for low-rate work.
-"""
+"""Where the message bus is: one Redis or Valkey, the master that sentinels know, or a cluster, read from a URL."""
 
 from __future__ import annotations
 

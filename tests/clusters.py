@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from itertools import count
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -87,9 +88,9 @@ class Member(Embedded):
 class Cluster:
     """Masters that share the slots evenly, and replicas of the first of them."""
 
-    def __init__(self, masters: int = 3, replicas: int = 1) -> None:
-        self.masters = [Member() for _ in range(masters)]
-        self.replicas = [Member() for _ in range(replicas)]
+    def __init__(self, masters: int = 3, replicas: int = 1, kind: Callable[[], Member] = Member) -> None:
+        self.masters = [kind() for _ in range(masters)]
+        self.replicas = [kind() for _ in range(replicas)]
 
     @property
     def members(self) -> list[Member]:
