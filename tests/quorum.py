@@ -140,6 +140,16 @@ class Quorum:
         wait_until(lambda: self.master_port() != port, "another master")
         return self.master_port()
 
+    def wait_followed(self) -> None:
+        """Wait until all servers that run follow the master, and the sentinels have seen it."""
+
+        def is_followed() -> bool:
+            roles = [self.client(port).role()[0] for port in self.running()]
+            return roles.count("master") == 1 and all(map(self._is_informed, self.sentinel_ports))
+
+        self.wait_synced()
+        wait_until(is_followed, "one master, and all know it", 40)
+
     def _is_synced(self, port: int) -> bool:
         said = self.client(port).info("replication")
         return said["role"] == "master" or said["master_link_status"] == "up"
