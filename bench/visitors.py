@@ -10,7 +10,8 @@ from dataclasses import replace
 from bench.clients import EVENTS_MAX, Clients, Plan, Tally, _Opening
 
 SETTLE_SECONDS_MAX = 30.0
-NAP_SECONDS = 0.01
+NAP_SECONDS = 0.05  # each look of a hundred processes costs the server's cores something, too
+HOLD_NAP_SECONDS = 0.5
 
 
 class Visitors(Clients):
@@ -38,7 +39,7 @@ class Visitors(Clients):
     def pump(self, timeout: float) -> int:
         """Handle what is ready; those that nap look for it after a pause."""
         if self.nap_seconds and not self._busy:
-            time.sleep(min(timeout, self.nap_seconds))
+            time.sleep(min(timeout, HOLD_NAP_SECONDS if timeout >= HOLD_NAP_SECONDS else self.nap_seconds))
             timeout = 0.0
         handled = super().pump(timeout)
         self._busy = handled == EVENTS_MAX

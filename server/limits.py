@@ -52,7 +52,8 @@ LISTEN_BACKLOG = 65_535  # the kernel clips it to net.core.somaxconn
 WAITING_BYTES_MAX = 16 * 1024 * 1024
 
 # Processes.
-SILENT_SECONDS_MAX = 10.0
+SILENT_SECONDS_MAX = 10.0  # without showing its clock; time in which it waited for a processor does not count
+SUSPECT_SECONDS = 1.5  # after which it is looked at whether it waits
 RESTARTS_MAX = 10
 RESTART_WINDOW_SECONDS = 60.0
 STOP_SECONDS_MAX = 5.0  # between INT and KILL of a worker that was told to stop now

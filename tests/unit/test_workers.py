@@ -11,7 +11,7 @@ import pytest
 
 import workers
 from server import limits
-from server.child import Child
+from server.child import Child, waited_seconds
 from server.stats import Pages, Stats
 from workers import may_restart
 
@@ -41,6 +41,29 @@ def test_a_child_is_silent_when_its_clock_stands_still() -> None:
     assert child.is_silent(105.1 + limits.SILENT_SECONDS_MAX)
     child.page = None
     assert not child.is_silent(1e9), "the admin process shows no clock"
+
+
+def test_a_child_that_waits_for_a_processor_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = Pages.create(1)[0]
+    child = Child("worker 0", lambda: None, [], page, 0, pid=1, pidfd=0, started_at=100.0)
+    waited = 50.0
+    monkeypatch.setattr("server.child.waited_seconds", lambda _pid: waited)
+    assert not child.is_silent(102.0)
+    waited += 9.0
+    assert not child.is_silent(102.0 + limits.SILENT_SECONDS_MAX)
+    assert "worker 0 (pid 1) has waited 9 s for a processor" in caplog.text
+    assert child.is_silent(109.1 + limits.SILENT_SECONDS_MAX), "it had ten seconds of its own"
+    page.write(Stats(), 120.0, os.getpid())
+    assert not child.is_silent(122.0)
+    assert not child.is_silent(120.0 + limits.SILENT_SECONDS_MAX)
+    assert child.is_silent(120.1 + limits.SILENT_SECONDS_MAX), "what it waited before does not count again"
+
+
+def test_how_long_a_process_has_waited() -> None:
+    assert 0.0 < waited_seconds(os.getpid()) < 1e6
+    assert waited_seconds(2**22 + 1) == 0.0, "there is no such process"
 
 
 def test_a_child_that_is_not_running_gets_no_signal() -> None:
