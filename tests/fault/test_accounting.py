@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -20,10 +21,13 @@ import redis
 from accounting import Sites, account
 from harness import Server
 
+from router import journal
 from router.embedded import Embedded
 
 StartServer = Callable[..., Server]
 
+KEYS = journal.Keys("moorage:")
+OVERFLOWS = "client_output_buffer_limit_disconnections"
 CHANNELS = ["room:a", "room:b", "room:c", "brief:d"]
 CONFIG = """
 [[namespace]]
@@ -55,13 +59,14 @@ class Chaos:
 
     def __init__(self, servers: list[Server], valkey: Embedded, rng: random.Random) -> None:
         self.done: list[str] = []
+        self.overflows = 0  # connections that Redis has cut because they were read too slowly
         self._servers, self._valkey, self._rng = servers, valkey, rng
         self._operator = redis.Redis.from_url(valkey.url)
 
     async def run(self, seconds: float) -> None:
         """Let one thing after the other go wrong, each at least once in the first third."""
         until = time.monotonic() + seconds
-        deeds = [self.kill_worker, self.cut_subscribers, self.cut_publishers, self.freeze, self.restart]
+        deeds = [self.kill_worker, self.cut_subscribers, self.cut_publishers, self.freeze, self.restart, self.overflow]
         self._rng.shuffle(deeds)
         for deed in deeds:
             await self._do(deed)
@@ -104,6 +109,35 @@ class Chaos:
         finally:
             os.kill(self._valkey.pid, signal.SIGCONT)
 
+    async def overflow(self) -> None:
+        """Let a worker stand still until Redis has too much for it; one that is not connected just then may go by."""
+        self._operator.config_set("client-output-buffer-limit", "pubsub 200kb 100kb 1")
+        before = self._operator.info("stats")[OVERFLOWS]
+        for _ in range(5):
+            workers = list(self._rng.choice(self._servers).workers().values())
+            if workers:
+                await self._stand_still(self._rng.choice(workers))
+            if self._operator.info("stats")[OVERFLOWS] > before:
+                break
+            await asyncio.sleep(0.5)
+        self.overflows += self._operator.info("stats")[OVERFLOWS] - before
+
+    async def _stand_still(self, worker: psutil.Process) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.suspend()
+            try:
+                for serial in range(90):  # more in each channel than a socket takes and Redis keeps
+                    self._publish_large(CHANNELS[serial % 3], serial)
+                    await asyncio.sleep(0.005)
+            finally:
+                worker.resume()
+
+    def _publish_large(self, channel: str, serial: int) -> None:
+        data = json.dumps({"publisher": "operator", "serial": serial, "text": "x" * 50_000}, separators=(",", ":"))
+        members = journal.members(None, time.time_ns() // 1_000_000, data.encode())
+        args = KEYS.publish_args(channel.encode(), members, journal.Retention(50_000, 3600))
+        self._operator.execute_command("EVAL", journal.PUBLISH, *args)
+
     def restart(self) -> None:
         """Redis comes back with what it had."""
         self._valkey.restart()
@@ -121,7 +155,9 @@ async def test_every_message_is_accounted_for(
     options = ("--redis", durable.url, "--config", settings(tmp_path))
     servers = [start_server("--workers", "2", *options), start_server("--workers", "1", *options)]
     sites = Sites([server.tcp for server in servers], [server.http for server in servers])
-    await account(sites, Chaos(servers, durable, random.Random(seed)), CHANNELS, seed, seconds=9.0, crowd=12)
+    chaos = Chaos(servers, durable, random.Random(seed))
+    await account(sites, chaos, CHANNELS, seed, seconds=9.0, crowd=12)
+    assert chaos.overflows
 
 
 @pytest.mark.long
@@ -132,4 +168,6 @@ async def test_every_message_is_accounted_for_over_minutes(
     options = ("--redis", durable.url, "--config", settings(tmp_path))
     servers = [start_server("--workers", "2", *options), start_server("--workers", "2", *options)]
     sites = Sites([server.tcp for server in servers], [server.http for server in servers])
-    await account(sites, Chaos(servers, durable, random.Random(seed)), CHANNELS, seed, seconds=180.0, crowd=60)
+    chaos = Chaos(servers, durable, random.Random(seed))
+    await account(sites, chaos, CHANNELS, seed, seconds=180.0, crowd=60)
+    assert chaos.overflows
