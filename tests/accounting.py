@@ -163,6 +163,8 @@ class Subscriber:
         self._sites, self._rng = sites, rng
         self._position: str | None = None
         self._reached: dict[str, Id] = {}
+        self._late: str | None = None  # a channel that is subscribed to only after the greeting
+        self._since: str | None = None  # and the position that it goes on from
 
     # What comes.
 
@@ -177,6 +179,8 @@ class Subscriber:
             self._keep(event["position"])
         elif op == "message":
             self._message(event)
+        elif op == "subscribed":
+            self._subscribed(event)
         elif op == "close" and not event["reconnect"]:
             self.faults.append(f"{self.name} was sent away for good: {event}")
 
@@ -187,13 +191,25 @@ class Subscriber:
         if not asked or event["position"] != asked:  # not a resume: it begins somewhere else
             if asked and event["recovered"]:
                 self.faults.append(f"{self.name}: asked {asked}, greeted {event}")
-            for channel in self.channels:
+            for channel in self._present():
                 self.heard[channel].append(GAP)
         self._reached = {}
         self._keep(event["position"])
         if event["position"]:
-            for channel in self.channels:
+            for channel in self._present():
                 self.begins.setdefault(channel, self._of(event["position"], channel))
+
+    def _subscribed(self, event: Json) -> None:
+        channel, self._late = event["channel"], None
+        if not event["recovered"] or self._since is None:
+            self.heard[channel].append(GAP)
+        if event["position"]:
+            self.begins.setdefault(channel, self._of(event["position"], channel))
+            self._keep(event["position"])
+
+    def _present(self) -> list[str]:
+        """The channels that it is subscribed to by now."""
+        return [channel for channel in self.channels if channel != self._late]
 
     def _message(self, event: Json) -> None:
         channel = event["channel"]
@@ -214,7 +230,7 @@ class Subscriber:
 
     def _keep(self, text: str) -> None:
         """Keep a position; on one connection none of its channels ever goes back."""
-        for channel in self.channels if text else ():
+        for channel in self._present() if text else ():
             id = self._of(text, channel)
             if id < self._reached.get(channel, GAP):
                 self.faults.append(f"{self.name}: back on {channel} from {self._reached[channel]} to {text}")
@@ -248,7 +264,12 @@ class LineSubscriber(Subscriber):
         try:
             self.connections += 1
             resume = {"position": self._position} if self._position else {}
-            writer.write(_line({"op": "connect", "user": self.name, "channels": [*self.channels], **resume}))
+            if self._late is None and len(self.channels) > 1 and self._rng.random() < 0.3:
+                self._late, self._since = self.channels[-1], self._position
+            writer.write(_line({"op": "connect", "user": self.name, "channels": self._present(), **resume}))
+            if self._late is not None:  # where it was, however far the others have come meanwhile
+                since = {"position": self._since} if self._since else {}
+                writer.write(_line({"op": "subscribe", "id": 1, "channel": self._late, **since}))
             while True:
                 line = await reader.readline()
                 if not line.endswith(b"\n"):
