@@ -589,11 +589,6 @@ async def test_a_name_of_the_bus_itself_that_redis_has_unsubscribed_is_noticed(
 # Not wanted.
 
 
-def refuse_by_replication(client: Client) -> Callable[[], object]:
-    client.execute_command("REPLICAOF", "127.0.0.1", "1")
-    return lambda: client.execute_command("REPLICAOF", "NO", "ONE")
-
-
 def refuse_by_replicas(client: Client) -> Callable[[], object]:
     client.config_set("min-replicas-to-write", 1)
     return lambda: client.config_set("min-replicas-to-write", 0)
@@ -605,10 +600,28 @@ def refuse_by_memory(client: Client) -> Callable[[], object]:
 
 
 REFUSALS = [
-    pytest.param(refuse_by_replication, "READONLY", id="replica"),
     pytest.param(refuse_by_replicas, "NOREPLICAS", id="min-replicas"),
     pytest.param(refuse_by_memory, "OOM", id="maxmemory"),
 ]
+
+
+async def test_one_that_is_demoted_is_left(
+    station: Station, outside: Client, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """As by an operator's REPLICAOF, which cuts no connection: at once, and it is asked again until it is the master."""
+    await station.join(b"room:a")
+    before = await station.publish(b"room:a")
+    outside.execute_command("REPLICAOF", "127.0.0.1", "1")
+    assert "READONLY" in str(await station.publish(b"room:a")) or not station.bus.connected
+    await until(lambda: not station.bus.connected, "it is left")
+    await until(lambda: "found a replica, want the master" in caplog.text, "it is told")
+    outside.execute_command("REPLICAOF", "NO", "ONE")
+    await back(station)
+    after = await station.publish(b"room:a")
+    await station.comes(b"room:a", after)
+    assert isinstance(before, bytes)
+    assert isinstance(after, bytes)
+    assert (after[:8], number(after) > number(before)) == (before[:8], True), "nothing was lost"
 
 
 @pytest.mark.parametrize(("refuse", "why"), REFUSALS)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from quorum import Quorum, needs_redis_server
-from stations import Station, client_of, number, until, watched
+from stations import Station, number, until, watched
 
 from router import clients
 from router.bus import BusDown, Refused, Unconfirmed
-from router.embedded import Embedded
 
 pytestmark = needs_redis_server
 
@@ -119,24 +118,3 @@ async def test_the_client_of_the_admin_process_follows(quorum: Quorum) -> None:
         while not await is_followed():
             await asyncio.sleep(0.05)
     await client.aclose()
-
-
-async def test_one_that_is_demoted_without_a_cut_is_left(valkey: Embedded, caplog: pytest.LogCaptureFixture) -> None:
-    """As by a REPLICAOF of an operator, which leaves all connections open."""
-    async with watched(), Station(valkey.url) as station:
-        await station.join(b"room:a")
-        before = await station.publish(b"room:a")
-        assert isinstance(before, bytes)
-        with client_of(valkey) as outside:
-            outside.execute_command("REPLICAOF", "127.0.0.1", "1")
-            assert "READONLY" in str(await station.publish(b"room:a"))
-            await until(lambda: not station.bus.connected, "it is left at once", 0.5)
-            await until(lambda: "found a replica, want the master" in caplog.text, "it is told")
-            assert not station.bus.healthy()
-            outside.execute_command("REPLICAOF", "NO", "ONE")
-        await back(station)
-        after = await station.publish(b"room:a")
-        assert isinstance(after, bytes)
-        await station.comes(b"room:a", after)
-        assert after[:8] == before[:8], "nothing was lost"
-        assert number(after) > number(before)
