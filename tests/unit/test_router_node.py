@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from router.node import check_role, check_version
+from router.node import check_role, check_version, has_moved
 from router.pipe import Refused
 
 
@@ -30,3 +32,21 @@ def test_what_takes_no_writes_is_named() -> None:
         check_role({b"role": b"replica", b"mode": b"standalone"})
     with pytest.raises(Refused, match=r"found a Sentinel, want redis\+sentinel://"):
         check_role({b"mode": b"sentinel"})
+
+
+class Place:
+    """Where the master is, of which nobody may know."""
+
+    def __init__(self, *found: str) -> None:
+        self.address = found[0]
+        self._found = list(found[1:])
+
+    async def locate(self) -> Any:
+        if not self._found:
+            raise Refused("nobody knows")
+        self.address = self._found.pop(0)
+
+
+@pytest.mark.parametrize(("found", "moved"), [(("a", "a"), False), (("a", "b"), True), (("a",), False)])
+async def test_a_master_that_refuses_writes_may_have_a_successor(found: tuple[str, ...], moved: bool) -> None:
+    assert await has_moved(Place(*found)) is moved
