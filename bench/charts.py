@@ -38,7 +38,7 @@ def draw(studies: Iterable[Study], home: Path) -> list[str]:
     try:
         import matplotlib as mpl
     except ImportError:
-        raise NoMatplotlib("charts need the package matplotlib: install moorage[bench]") from None
+        raise NoMatplotlib("charts need the package matplotlib: pip install '.[bench]' in a checkout") from None
     mpl.use("Agg")
     style: dict[Any, Any] = {
         "font.family": "DejaVu Sans",

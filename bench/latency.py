@@ -71,5 +71,5 @@ def _histogram() -> Any:  # noqa: ANN401  # the package has no types
     try:
         from hdrh.histogram import HdrHistogram
     except ImportError:
-        raise Impossible("latencies need the package hdrhistogram: install moorage[bench]") from None
+        raise Impossible("latencies need the package hdrhistogram: pip install '.[bench]' in a checkout") from None
     return HdrHistogram(1, MICROSECONDS_MAX, DIGITS)

@@ -20,7 +20,6 @@ from server import admin, limits, lines, web
 from server.close import Close, PeerError
 
 PAGE = ROOT / "docs" / "protocol.md"
-GUARANTEES = ROOT / "docs" / "guarantees.md"
 LINE = re.compile(r"(\w+)([<>])(?: (.*))?")
 POSITION = re.compile(r"\bP\d+\b")
 OVER_HTTP = {  # what a request other than a stream can end with; the others are of connections
@@ -253,17 +252,6 @@ def test_every_op_has_an_example() -> None:
         assert f'< {{"op":"{op}"' in story
     with pytest.raises(PeerError, match=", ".join(sent)):  # all there are
         lines.parse(b'{"op":"?"}', 1)
-
-
-# What the other page rests on.
-
-
-def test_the_tests_that_show_the_guarantees_are_there() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", GUARANTEES.read_text())
-    assert named
-    for path, name in named:
-        text = (ROOT / path).read_text()
-        assert re.search(rf"^\s*(async )?def {name}\(", text, re.MULTILINE), f"{path}::{name}"
 
 
 if __name__ == "__main__":
