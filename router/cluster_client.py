@@ -99,18 +99,22 @@ class ClusterClient:
         at = await self._owner(slot)
         pipe = self._pipes.get(at)
         if pipe is None:
-            pipe = Pipe(lambda _push: None, lambda: None, lambda _why: self._forget(at))
+            pipe = Pipe(lambda _push: None, lambda: None, lambda _why: self._forget(at, pipe))
             try:
                 await _open(pipe, self.site, at, self._tls)
             except BaseException:
                 self._map = None
                 raise
+            if (other := self._pipes.get(at)) is not None:  # somebody else was faster
+                pipe.close("not needed")
+                return other
             self._pipes[at] = pipe
         return pipe
 
-    def _forget(self, at: Address) -> None:
-        self._pipes.pop(at, None)
-        self._map = None
+    def _forget(self, at: Address, pipe: Pipe | None) -> None:
+        if self._pipes.get(at) is pipe:
+            del self._pipes[at]
+            self._map = None
 
     async def _owner(self, slot: int) -> Address:
         if self._map is None:

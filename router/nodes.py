@@ -180,7 +180,7 @@ class Nodes:
                 self._owners = slots.owners(reply, self._slots, at)
                 return
             except (OSError, ValueError, Refused, Unconfirmed) as error:
-                fault = type(error)(f"{at}: {error}" if str(error) else f"{at}: no answer")
+                fault = OSError(f"{at}: {str(error) or 'no answer'}")
         raise fault
 
     async def _ask_owners(self, at: Address) -> object:
