@@ -7,6 +7,7 @@ for a channel that no longer holds what was missed, with a gap.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from router.message import Message
 from router.pipe import Unconfirmed
 from router.position import Id
 from router.replay import Missed, Reader
+
+log = logging.getLogger("moorage.feed")
 
 NAMES_PER_READ = 500
 BYTES_MAX = 64 * 1024 * 1024  # of missed messages; past it, the channels left are told of a gap
@@ -68,7 +71,7 @@ class Repair:
         elif self._is_lost(lasts):
             return
         else:
-            self._gaps += chunk
+            self._give_up(list(chunk), f"Redis does not say what was missed: {lasts}")
         self.start()
 
     def _read(self) -> None:
@@ -82,12 +85,17 @@ class Repair:
             self._messages += found
             self._bytes += sum(len(message.members) for message in found)
             if self._bytes > BYTES_MAX:
-                self._gaps += self._missed.abandon()
+                self._give_up(self._missed.abandon(), f"over {BYTES_MAX} bytes were missed")
         elif self._is_lost(found):
             return
         else:
-            self._gaps += self._missed.abandon()
+            self._give_up(self._missed.abandon(), f"Redis does not say what was missed: {found}")
         self._later(self._read)
+
+    def _give_up(self, names: list[bytes], why: str) -> None:
+        if names:
+            log.error("a gap is told on %d channels: %s", len(names), why)
+        self._gaps += names
 
     def _is_lost(self, error: Exception) -> bool:
         """Tell whether the bus has failed; otherwise Redis has refused to say, and may for long."""

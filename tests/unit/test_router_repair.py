@@ -109,7 +109,9 @@ def test_a_redis_that_refuses_is_a_gap(desk: Desk, answers: int) -> None:
     assert (found.gaps, found.messages) == ([b"room:a"], [])
 
 
-def test_no_more_than_so_many_bytes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_so_many_bytes(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(repair, "BYTES_MAX", 2000)
     start = desk.place()
     for n in range(400):
@@ -117,6 +119,7 @@ def test_no_more_than_so_many_bytes(desk: Desk, monkeypatch: pytest.MonkeyPatch)
     found = Run(desk, [(b"room:0", start.id), (b"room:1", start.id), (b"room:quiet", start.id)]).finish()
     assert sorted(found.gaps) == [b"room:0", b"room:1"]
     assert numbers(found) == list(range(1, len(found.messages) + 1))
+    assert caplog.messages == ["a gap is told on 2 channels: over 2000 bytes were missed"]
 
 
 def test_nothing_to_repair(desk: Desk) -> None:
