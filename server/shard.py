@@ -37,6 +37,7 @@ from server.heartbeat import Heartbeat
 from server.leaving import Leaving
 from server.listener import Listener, resume_all
 from server.pool import LINES, STREAM, Lane, Pool
+from server.pressure import Pressure
 from server.requests import Requests
 from server.session import CLOSED, Session
 from server.sources import Sources
@@ -91,6 +92,7 @@ class Shard:
         )  # fmt: skip
         outlets = Outlets(self._control, self._connected, self._saw_lag, self._saw_waiting)
         self.feed, self.bus = wire(topology.parse(redis_url), worker, outlets)
+        self._pressure = Pressure(self.bus, self.stats, time.monotonic)
         self.feed.received = self.stats.received_messages
         self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier
@@ -249,12 +251,8 @@ class Shard:
     def _saw_lag(self, message: Message) -> None:
         self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
 
-    def _saw_waiting(self, waiting: int) -> None:
-        """Make Redis wait while more is waiting here than we want to hold."""
-        if waiting > limits.WAITING_BYTES_MAX:
-            self.bus.pause(True)
-        elif self.bus.paused and waiting < limits.WAITING_BYTES_MAX // 2:
-            self.bus.pause(False)
+    def _saw_waiting(self, count: int) -> None:
+        self._pressure.waiting(count)
 
     def _control(self, payload: bytes) -> None:
         """Do what the admin process tells all workers to do."""

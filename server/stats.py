@@ -105,6 +105,9 @@ class Stats:
     subscriptions: Annotated[int, Field(_GAUGE, "Channels subscribed on the bus")] = 0
     bus_connected: Annotated[int, Field(_GAUGE, "1 while the bus answers")] = 0
     bus_reconnects: Annotated[int, Field(_COUNTER, "Connections to the bus made again")] = 0
+    bus_pauses: Annotated[
+        int, Field(_COUNTER, "Times that Redis was made to wait because too much waited for subscribers here")
+    ] = 0
     ready: Annotated[int, Field(_GAUGE, "1 while the worker may be given new connections")] = 0
     draining: Annotated[int, Field(_GAUGE, "1 while the worker asks its sessions to leave")] = 0
     drained: Annotated[int, Field(_GAUGE, "1 when they have left, and the worker waits for the others")] = 0
