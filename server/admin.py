@@ -6,6 +6,7 @@ It reads their pages of shared memory, and speaks to them only over the bus.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -26,7 +27,9 @@ from server.gate import CHALLENGE, Gate
 from server.meter import Meter
 from server.overview import Overview
 from server.stats import Pages
-from server.web import fault
+from server.web import fault, http_fault
+
+log = logging.getLogger("moorage.admin")
 
 CHANNELS_PER_PUBLISH_MAX = 1000
 SHUTDOWN_SECONDS_MAX = 1.0  # for requests that are being answered
@@ -141,19 +144,11 @@ class Admin:
             return _refusal(error)
         except TimeoutError:
             return _refusal(PeerError(Close.BAD_REQUEST, "the request did not come in time", "body"), 408)
-        except web.HTTPRequestEntityTooLarge as error:
-            return _refusal(PeerError(Close.TOO_LARGE, error.text or "", "body"))
-        except web.HTTPMethodNotAllowed as error:
-            wanted = ", ".join(sorted(error.allowed_methods))
-            response = _refusal(PeerError(Close.BAD_REQUEST, f"found {request.method}, want {wanted}", "method"), 405)
-            response.headers["Allow"] = wanted
-            return response
         except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            return _refusal(
-                PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status
-            )
+            return http_fault(request, error)
+        except Exception:
+            log.exception("internal error: %s %s", request.method, request.path)
+            return _refusal(PeerError(Close.OUR_FAULT), 500)
 
     async def _noticing(self, _app: web.Application) -> AsyncIterator[None]:
         async def notice() -> None:

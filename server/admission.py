@@ -84,7 +84,7 @@ class Admission:
         key = ALL
         if self._per_address_max:
             where = address()
-            key = key_of("address " + _site(where))
+            key = key_of("address " + site_of(where))
             if (found := census.count(key)) >= self._per_address_max:
                 raise PeerError(
                     Close.ADDRESS_FULL, f"{found} connections from {where}, want at most {self._per_address_max}"
@@ -162,7 +162,7 @@ def census(config: Config, workers: int) -> Census | None:
     return Census(workers, kinds * descriptors + 1)
 
 
-def _site(address: str) -> str:
+def site_of(address: str) -> str:
     """Return what counts as one address: an IPv4 address, or the subnet of an IPv6 one, in which a host has any it wants."""
     return IPv6Address(address).packed[:8].hex() if ":" in address else address
 

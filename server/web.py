@@ -25,7 +25,7 @@ from router.pipe import Reply, Unconfirmed
 from router.wiring import AnyBus, AnyFeed
 from server import limits, lines, sse
 from server.access import may_publish
-from server.admission import Admission
+from server.admission import Admission, site_of
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
@@ -203,18 +203,8 @@ class Web:
             response = fault(error)
         except TimeoutError:
             response = fault(PeerError(Close.HANDSHAKE_TIMEOUT, "the request did not come in time"))
-        except web.HTTPRequestEntityTooLarge as error:
-            response = fault(PeerError(Close.TOO_LARGE, error.text or "", "body"))
-        except web.HTTPMethodNotAllowed as error:
-            wanted = ", ".join(sorted(error.allowed_methods))
-            response = fault(PeerError(Close.BAD_REQUEST, f"found {request.method}, want {wanted}", "method"), 405)
-            response.headers["Allow"] = wanted
         except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            response = fault(
-                PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status
-            )
+            response = http_fault(request, error)
         origin = request.headers.get("Origin")
         if origin is not None and (origin in self._origins or "*" in self._origins):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -249,7 +239,7 @@ class Web:
         address = self._address(request)
         claims = await self._identify(request)
         log.debug("%s publishes from %s", claims.user, address)
-        if wait_ms := self._house.admission.publish_wait_ms((address, claims.user), claims.user):
+        if wait_ms := self._house.admission.publish_wait_ms((site_of(address), claims.user), claims.user):
             response = fault(PeerError(Close.PUBLISH_RATE))
             response.headers["Retry-After"] = str(-(-wait_ms // 1000))
             return response
@@ -344,6 +334,20 @@ def fault(error: PeerError, status: int | None = None) -> web.Response:
     if response.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def http_fault(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Return the response that takes the place of aiohttp's own. Raises: `error` itself, where it is no fault."""
+    if error.status < 400:
+        raise error
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return fault(PeerError(Close.TOO_LARGE, error.text or "", "body"))
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        wanted = ", ".join(sorted(error.allowed_methods))
+        response = fault(PeerError(Close.BAD_REQUEST, f"found {request.method}, want {wanted}", "method"), 405)
+        response.headers["Allow"] = wanted
+        return response
+    return fault(PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status)
 
 
 def _preflight() -> web.Response:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
-from router import clients, journal
+from router import clients, journal, position
 from router.embedded import Embedded
 from router.namespaces import Namespaces
 from server import admin, backend
@@ -122,6 +122,19 @@ async def test_a_publish_to_several_channels_has_a_position_each(port: Port) -> 
     status, body = await port.ask("POST", "/api/publish", {"channels": [*names, "room:a"], "data": None})
     assert (status, list(body["positions"])) == (200, names)
     assert len(set(body["positions"].values())) == 3
+
+
+async def test_behind_a_failover_a_publish_begins_a_span_of_numbers(port: Port) -> None:
+    """No worker has looked at the new master: what is numbered first there must not have a number of the old one."""
+    body = {"channel": "room:a", "data": 1}
+    _, before = await port.ask("POST", "/api/publish", body)
+    await port.redis.execute_command("HSET", f"{PREFIX}$clock", "run", "another")  # type: ignore[no-untyped-call]
+    _, behind = await port.ask("POST", "/api/publish", body)
+    old, new = (position.parse(answer["position"]) for answer in (before, behind))
+    assert old
+    assert new
+    assert old.epoch == new.epoch
+    assert (old.id.number < 10**10, new.id.number) == (True, 10**10 + 1)
 
 
 async def test_publishes_at_the_same_time_wait_for_one_another(port: Port) -> None:
@@ -283,6 +296,15 @@ async def test_health_wants_no_key_and_no_host(keyed: Port, port: Port) -> None:
 async def test_without_a_key_a_rebound_name_reads_nothing(port: Port, method: str, path: str) -> None:
     status, answer = await port.ask(method, path, headers={"Host": "evil.example"})
     assert (status, answer["error"]["code"], answer["error"]["field"]) == (403, 4003, "Host")
+
+
+async def test_a_bug_is_told_in_the_form_of_the_contract(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Backend, "presence", broken)
+    status, body = await port.ask("GET", "/api/channels/room:a/presence")
+    assert (status, body) == (500, {"error": {"code": 3008, "reason": "internal error"}})
 
 
 async def test_a_page_of_another_site_publishes_nothing(port: Port) -> None:
