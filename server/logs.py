@@ -11,6 +11,7 @@ import orjson
 
 BURST = 5  # lines of one kind
 WINDOW_SECONDS = 10.0
+KINDS_MAX = 1000  # known at a time: asyncio's lines name objects, and so each is a kind of its own
 
 
 class Flood(logging.Filter):
@@ -27,6 +28,8 @@ class Flood(logging.Filter):
             return True
         now = self._clock()
         began_count = self._seen.setdefault((record.name, record.msg), [now, 0])
+        if len(self._seen) > KINDS_MAX:
+            del self._seen[next(iter(self._seen))]
         if now - began_count[0] >= WINDOW_SECONDS:
             held = int(began_count[1]) - BURST
             began_count[:] = [now, 0]

@@ -7,8 +7,6 @@ journal.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable
 from typing import Protocol
 
 from server import limits
@@ -31,27 +29,16 @@ class Bus(Protocol):
 class Pressure:
     """Pauses the bus of one worker, and says so."""
 
-    def __init__(self, bus: Bus, stats: Stats, clock: Callable[[], float]) -> None:
+    def __init__(self, bus: Bus, stats: Stats) -> None:
         self._bus = bus
         self._stats = stats
-        self._clock = clock
-        self._told_at = -math.inf
 
     def waiting(self, count: int) -> None:
         """So many bytes wait now; called for every batch of messages."""
         if count > limits.WAITING_BYTES_MAX:
             if not self._bus.paused:
-                self._note(count)
+                self._stats.bus_pauses += 1
+                log.warning("receiving pauses: %d bytes wait for subscribers, %d may", count, limits.WAITING_BYTES_MAX)
             self._bus.pause(True)  # also what has been connected since
         elif self._bus.paused and count < limits.WAITING_BYTES_MAX // 2:
             self._bus.pause(False)
-
-    def _note(self, count: int) -> None:
-        self._stats.bus_pauses += 1
-        now = self._clock()
-        if now - self._told_at >= limits.REFUSALS_TOLD_SECONDS:
-            self._told_at = now
-            log.warning(
-                "receiving pauses: %d bytes wait for subscribers, %d may (%d times so far)",
-                count, limits.WAITING_BYTES_MAX, self._stats.bus_pauses,
-            )  # fmt: skip

@@ -92,7 +92,7 @@ class Shard:
         )  # fmt: skip
         outlets = Outlets(self._control, self._connected, self._saw_lag, self._saw_waiting)
         self.feed, self.bus = wire(topology.parse(redis_url), worker, outlets)
-        self._pressure = Pressure(self.bus, self.stats, time.monotonic)
+        self._pressure = Pressure(self.bus, self.stats)
         self.feed.received = self.stats.received_messages
         self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from server import logs
-from server.logs import BURST, WINDOW_SECONDS, Flood
+from server.logs import BURST, KINDS_MAX, WINDOW_SECONDS, Flood
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,16 @@ def test_one_kind_of_line_is_let_through_a_few_times() -> None:
     again = record("peer %d is odd", 101)
     assert flood.filter(again) is True
     assert again.getMessage() == f"peer 101 is odd (and {100 - BURST} more like it before)"
+
+
+def test_kinds_that_never_come_again_are_forgotten() -> None:
+    flood = Flood(lambda: 0.0)
+    for _ in range(BURST):
+        flood.filter(record("once"))
+    assert flood.filter(record("once")) is False
+    for number in range(KINDS_MAX):
+        assert flood.filter(record(f"a line about object {number}"))
+    assert flood.filter(record("once")) is True
 
 
 def test_who_asks_for_debug_gets_all_of_it() -> None:
