@@ -57,7 +57,7 @@ class _Look(NamedTuple):
 class Windows:
     """The last working time, cut where nothing was under way.
 
-    Workers write their counters once a second, while the processor time is of this moment: at a busy edge the two would not
+    Workers write their counters twice a second, while the processor time is of this moment: at a busy edge the two would not
     belong together. So a window ends when the counters stood still between two looks, or at the latest after 10 s,
     when a second at its edges weighs little.
     """

@@ -42,7 +42,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def settled(server: Server, **wanted: int) -> Json:
-    """Return the totals, once they show `wanted`: workers write their numbers four times a second."""
+    """Return the totals, once they show `wanted`: workers write their numbers twice a second."""
     found = wait_until(
         lambda: (t := server.stats()["total"]) and all(t[k] == v for k, v in wanted.items()) and t, f"{wanted}"
     )
