@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from commands.publish import PublishError, admin_url, answered, exchange
-from server import config
+from server import admin_client
+from server.admin_client import AdminError, answered, exchange
+from server.config import ConfigError
 from tuning.fleet import Costs, Fleet, Load, Node, size_fleet
 from tuning.report import Paper
 
@@ -34,11 +35,8 @@ class Unmeasured(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add where the admin port is, the load of a fleet, and what replaces a measurement."""
-    add = parser.add_argument
-    add("--admin", metavar="URL", help="HOST:PORT or URL (default: 127.0.0.1:7490; MOORAGE_ADMIN)")
-    add("--admin-key", metavar="KEY", help="Bearer key (MOORAGE_ADMIN_KEY)")
-    add("--config", metavar="FILE", help=f"TOML file (default: {config.FILE}; MOORAGE_CONFIG)")
-    add("--json", action="store_true", help="print JSON")
+    admin_client.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     load = parser.add_argument_group("a fleet for a load")
     load.add_argument("--users", type=int, metavar="N", help="connected at one time")
     load.add_argument("--messages-per-user-per-minute", type=float, metavar="N", help="that one user publishes")
@@ -60,15 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the ceilings, and the fleet when a load is given; 1 when the server cannot say, 2 for bad input."""
     try:
-        options = config.load({}, environ, args.config)
-        base = admin_url(args.admin or str(options.admin))
+        base, key = admin_client.named(args, environ)
         load = _load(args)
-        answer = fetch(base, args.admin_key or options.admin_key)
+        answer = fetch(base, key)
         fleet = size_fleet(load, _costs(args, load, answer), _node(args, load, answer)) if load else None
-    except (config.ConfigError, ValueError) as fault:
+    except (ConfigError, ValueError) as fault:
         print(fault, file=sys.stderr)
         return 2
-    except (PublishError, Unmeasured) as fault:
+    except (AdminError, Unmeasured) as fault:
         print(fault, file=sys.stderr)
         return 1
     if args.json:
@@ -81,7 +78,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def fetch(base: str, key: str | None) -> dict[str, Any]:
-    """Ask the admin port at `base`. Raises: PublishError."""
+    """Ask the admin port at `base`. Raises: AdminError."""
     return answered(base, *exchange(base, key, "GET", "/api/capacity"), undone="no capacity told")
 
 

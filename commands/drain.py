@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from commands.publish import NotThere, PublishError, admin_url, answered, exchange
-from server import config
+from server import admin_client
+from server.admin_client import AdminError, NotThere, answered, exchange
+from server.config import ConfigError
 
 POLL_SECONDS = 0.5
 SAY_SECONDS = 5.0  # between two lines where the output is no terminal
@@ -25,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Once more, with --seconds, gives those who are left another window. SIGTERM begins a drain as well."
     )
-    add("--admin", metavar="URL", help="HOST:PORT or URL (default: 127.0.0.1:7490; MOORAGE_ADMIN)")
-    add("--admin-key", metavar="KEY", help="Bearer key (MOORAGE_ADMIN_KEY)")
-    add("--config", metavar="FILE", help=f"TOML file (default: {config.FILE}; MOORAGE_CONFIG)")
+    admin_client.add_arguments(parser)
     add(
         "--seconds",
         type=float,
@@ -40,14 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Begin a drain; 1 when the server did not take it, 2 for bad input."""
     try:
-        options = config.load({}, environ, args.config)
-        base = admin_url(args.admin or str(options.admin))
-        key = args.admin_key or options.admin_key
+        base, key = admin_client.named(args, environ)
         seconds = begin(base, key, args.seconds)
-    except (config.ConfigError, ValueError) as error:
+    except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    except PublishError as error:
+    except AdminError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{base} drains for at most {seconds:g} s", flush=True)
@@ -55,20 +52,20 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return 0
     try:
         follow(lambda: fetch(base, key), on_terminal if sys.stdout.isatty() else in_log())
-    except PublishError as error:
+    except AdminError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
 def begin(base: str, key: str | None, seconds: float | None) -> float:
-    """Tell the server to leave, and return in how many seconds. Raises: PublishError."""
+    """Tell the server to leave, and return in how many seconds. Raises: AdminError."""
     body = json.dumps({} if seconds is None else {"seconds": seconds}).encode()
     return float(answered(base, *exchange(base, key, "POST", "/api/drain", body), undone="not drained")["seconds"])
 
 
 def fetch(base: str, key: str | None) -> Mapping[str, Any] | None:
-    """Return how far it has come; None when it has ended. Raises: PublishError."""
+    """Return how far it has come; None when it has ended. Raises: AdminError."""
     try:
         answer = exchange(base, key, "GET", "/api/stats")
     except NotThere:
@@ -78,13 +75,13 @@ def fetch(base: str, key: str | None) -> Mapping[str, Any] | None:
 
 
 def follow(look: Callable[[], Mapping[str, Any] | None], say: Callable[..., None]) -> None:
-    """Say how far it has come, until there is no server any more. Raises: PublishError."""
+    """Say how far it has come, until there is no server any more. Raises: AdminError."""
     failures = 0
     while True:
         try:
             drain = look()
             failures = 0
-        except PublishError:  # cut while it ended, or its admin process is being replaced
+        except AdminError:  # cut while it ended, or its admin process is being replaced
             failures += 1
             if failures == ATTEMPTS:
                 raise

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from commands.drain import describe
-from commands.publish import PublishError, admin_url, answered, exchange
-from server import config
+from server import admin_client, config
+from server.admin_client import AdminError, admin_url, answered, exchange
 from tuning.report import Paper
 
 INTERVAL_SECONDS = 1.0
@@ -78,8 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = "admin ports, HOST:PORT or URL (default: 127.0.0.1:7490; MOORAGE_ADMIN)"
     add("servers", nargs="*", metavar="URL", help=where)
     add("--admin", action="append", default=[], metavar="URL", help="the same, as other commands have it")
-    add("--admin-key", metavar="KEY", help="Bearer key (MOORAGE_ADMIN_KEY)")
-    add("--config", metavar="FILE", help=f"TOML file (default: {config.FILE}; MOORAGE_CONFIG)")
+    admin_client.add_key_arguments(parser)
     add("--interval", type=float, default=INTERVAL_SECONDS, metavar="S", help="between two looks (1)")
     add("--sort", choices=COLUMNS, metavar="COLUMN", help=f"highest first: {', '.join(COLUMNS)}")
     add("--once", action="store_true", help="print one table and exit, as without a terminal")
@@ -161,7 +160,7 @@ def _sample(url: str, key: str | None) -> Sample:
     try:
         stats = answered(url, *exchange(url, key, "GET", "/api/stats"), undone="no statistics")
         capacity = answered(url, *exchange(url, key, "GET", "/api/capacity"), undone="no capacity told")
-    except PublishError as fault:
+    except AdminError as fault:
         return Sample(url, {}, {}, str(fault))
     return Sample(url, stats, capacity)
 

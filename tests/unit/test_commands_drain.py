@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from commands import drain
-from commands.publish import PublishError
+from server.admin_client import AdminError
 
 Drain = Mapping[str, Any] | None
 
@@ -45,9 +45,9 @@ def test_progress_is_said_until_there_is_no_server() -> None:
 
 
 def test_an_answer_may_be_cut_but_not_again_and_again() -> None:
-    fault = PublishError("cut")
+    fault = AdminError("cut")
     assert followed(fault, fault, told(30, 44.6), fault, fault, None)[-1] == ("the server has ended", True)
-    with pytest.raises(PublishError):
+    with pytest.raises(AdminError):
         followed(fault, fault, fault)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from commands import main
-from commands.publish import admin_url, read_data
+from commands.publish import read_data
+from server.admin_client import admin_url
 
 
 class Admin(HTTPServer):
@@ -61,6 +62,12 @@ def test_the_position_is_printed(admin: Admin, capsys: pytest.CaptureFixture[str
     assert main(["publish", "room:a", '{"text":"é"}', "--admin", admin.address]) == 0
     assert capsys.readouterr().out == "7\n"
     assert admin.asked == [("/api/publish", None, {"channel": "room:a", "data": {"text": "é"}})]
+
+
+def test_a_live_only_channel_has_none(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
+    admin.answer = b'{"position":null}'
+    assert main(["publish", "typing:a", "true", "--admin", admin.address]) == 0
+    assert capsys.readouterr().out == "\n"
 
 
 def test_the_address_and_the_key_come_from_the_environment_too(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
