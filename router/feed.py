@@ -27,6 +27,7 @@ from router.repair import Found, Repair
 from router.replay import Reader
 from router.rosters import Rosters
 from router.table import Channel, Table
+from router.turns import Turns
 from router.vector import Vector
 from router.watchers import Watchers
 
@@ -62,9 +63,9 @@ class Feed:
         self.is_durable: Callable[[bytes], bool] = lambda _name: True  # of a channel: otherwise no gap is told here
         self._table, self._carousel = table, carousel
         self._out = carousel.add  # the way on, of messages and gaps
-        self._later, self._on_lag, self._on_waiting = later, on_lag, on_waiting
+        self._later, self._on_lag = later, on_lag
+        self._turns = Turns(carousel, later, on_waiting, self.held_bytes)
         self._lag_shown = False
-        self._spinning = False
         self._whole = False  # the bus is up, and what was missed while it was down is being repaired or has been
         self._passed = b""  # the newest message that came while it was not
         self._entering: Counter[bytes] = Counter()  # names of the joins that are held
@@ -169,9 +170,7 @@ class Feed:
     def batch(self) -> None:
         """A batch of messages is complete."""
         self._lag_shown = False
-        if self._carousel and not self._spinning:
-            self._spin()
-        self._wait()
+        self._turns.go()
 
     def lost(self) -> None:
         """The bus is down."""
@@ -386,15 +385,6 @@ class Feed:
                 self._out(channel, Message(op, name, self.head, each))
             self.batch()
 
-    def _spin(self) -> None:
-        """Give the carousel a turn, and come back while it has more to do."""
-        self._spinning = self._carousel.turn()
-        if self._spinning:
-            self._later(self._spin)
-        else:
-            self._wait()
-
-    def _wait(self) -> None:
-        """Tell how much is waiting. What is held for a name that is not back counts for nothing: reading must go on for it."""
-        held = self._hold.bytes if self._hold is not None and (self._repair or self._notice) is not None else 0
-        self._on_waiting(self._carousel.bytes_waiting + held)
+    def held_bytes(self) -> int:
+        """How much waits here for a repair; nothing for a name that is not back, because reading must go on for it."""
+        return self._hold.bytes if self._hold is not None and (self._repair or self._notice) is not None else 0

@@ -19,6 +19,7 @@ from router.presence import Done as Counted
 from router.replay import PAGE_BYTES_MAX, Entry, Page
 from router.roster import Roster
 from router.table import Channel, Sink, Table
+from router.turns import Turns
 from router.vector import NOWHERE, Vector, shard_of
 
 
@@ -47,11 +48,6 @@ class ShardFeed(Feed):
     def flows(self) -> bool:
         """True while messages go straight on."""
         return self._whole and self._hold is None
-
-    @property
-    def held_bytes(self) -> int:
-        """How much waits here for a repair."""
-        return self._hold.bytes if self._hold is not None and (self._repair or self._notice) is not None else 0
 
     def batch(self) -> None:
         """A batch of messages is complete."""
@@ -112,8 +108,8 @@ class Feeds:
         on_lag: Callable[[Message], None], on_waiting: Callable[[int], None],
     ) -> None:  # fmt: skip
         self.heads = [NOWHERE] * shards  # packed
-        self._carousel, self._later, self._on_waiting = carousel, later, on_waiting
-        self._spinning = False
+        self._later = later
+        self._turns = Turns(carousel, later, on_waiting, lambda: sum(feed.held_bytes() for feed in self.shards))
         self._tide: _Tide | None = None
         told = {"later": later, "on_lag": on_lag, "on_waiting": on_waiting}
         self.shards = [ShardFeed(self, shard, table, carousel, **told) for shard in range(shards)]
@@ -175,19 +171,7 @@ class Feeds:
         """A batch of messages is complete."""
         for feed in self.shards:
             feed.next_batch()
-        if self._carousel and not self._spinning:
-            self._spin()
-        self._wait()
-
-    def _spin(self) -> None:
-        self._spinning = self._carousel.turn()
-        if self._spinning:
-            self._later(self._spin)
-        else:
-            self._wait()
-
-    def _wait(self) -> None:
-        self._on_waiting(self._carousel.bytes_waiting + sum(feed.held_bytes for feed in self.shards))
+        self._turns.go()
 
 
 class _Tide:
