@@ -382,8 +382,8 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
 
 def _worker(config: Config, place: shard.Place, redis_url: str, verifier: Verifier | None, *, pin: bool) -> Child:
     def work() -> None:
-        if pin:
-            os.sched_setaffinity(0, {cores()[place.number]})
+        if pin and place.number < len(mine := cores()):  # they may be fewer by now: a cpuset can change
+            os.sched_setaffinity(0, {mine[place.number]})
         shard.run(config, place, redis_url, verifier)
 
     return Child(f"worker {place.number}", work, [*place.tcp, *place.http], place.page, place.number)

@@ -153,7 +153,10 @@ class Admin:
     async def _noticing(self, _app: web.Application) -> AsyncIterator[None]:
         async def notice() -> None:
             while True:
-                await asyncio.to_thread(self._meter.look)
+                try:
+                    await asyncio.to_thread(self._meter.look)
+                except Exception:  # a process that ends while it is looked at, in a way that psutil does not know
+                    log.exception("the workers could not be measured")
                 await asyncio.sleep(NOTICE_SECONDS)
 
         task = asyncio.create_task(notice())

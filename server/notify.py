@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -36,11 +35,13 @@ class Manager:
         """Send `NAME=value` lines."""
         if not self._address:
             return
-        with contextlib.suppress(BlockingIOError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)  # a manager that is stuck is no reason to get stuck
             try:
                 sock.sendto("\n".join(assignments).encode(), self._address)
-            except (FileNotFoundError, ConnectionRefusedError) as error:
+            except BlockingIOError:
+                pass
+            except OSError as error:  # whatever is wrong with it, the server goes on
                 log.warning("the service manager is not told any more: %s", error)
                 self._address = ""
 

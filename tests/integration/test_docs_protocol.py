@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from harness import DEADLINE_SECONDS, ROOT, Server
+from pages import DOCS, table, written_anew
 
 from router import journal, presence, roster, rosters
 from router.embedded import Embedded
 from server import admin, limits, lines, web
 from server.close import Close, PeerError
 
-PAGE = ROOT / "docs" / "protocol.md"
+PAGE = DOCS / "protocol.md"
 LINE = re.compile(r"(\w+)([<>])(?: (.*))?")
 POSITION = re.compile(r"\bP\d+\b")
 OVER_HTTP = {  # what a request other than a stream can end with; the others are of connections
@@ -31,12 +32,6 @@ OVER_HTTP = {  # what a request other than a stream can end with; the others are
 # The tables.
 
 
-def rows(*lines: Iterable[str]) -> str:
-    """Return a table of Markdown; the first of `lines` is its head."""
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|" + "---|" * (head.count(" | ") + 1), *body])
-
-
 def codes_table() -> str:
     def status(code: Close) -> str:
         if code is Close.OUR_FAULT:
@@ -44,7 +39,7 @@ def codes_table() -> str:
         return str(web.fault(PeerError(code)).status) if code in OVER_HTTP else "-"
 
     each = [(str(int(code)), code.reason, "yes" if code.reconnect else "no", status(code)) for code in Close]
-    return rows(("Code", "Reason, unless it is said more precisely", "Reconnect", "HTTP"), *each)
+    return table(("Code", "Reason, unless it is said more precisely", "Reconnect", "HTTP"), *each)
 
 
 def limits_table() -> str:
@@ -97,21 +92,17 @@ def limits_table() -> str:
         ),
         ("between heartbeats", f"{limits.HEARTBEAT_SECONDS:g} s", "", "`heartbeat_seconds`"),
     ]
-    return rows(("What", "At most", "Past it", "Option"), *each)
+    return table(("What", "At most", "Past it", "Option"), *each)
 
 
-def written_anew(page: str) -> str:
-    """Return `page` with what is generated as the code has it now."""
-    for name, written in (("codes", codes_table()), ("limits", limits_table())):
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, rest = page.split(begin)
-        page = before + begin + written + "\n" + end + rest.partition(end)[2]
-    return page
+def parts() -> dict[str, str]:
+    """Return what is generated, as the code has it now."""
+    return {"codes": codes_table(), "limits": limits_table()}
 
 
 def test_the_tables_are_what_the_code_says() -> None:
     page = PAGE.read_text()
-    assert page == written_anew(page), f"run: python {Path(__file__).relative_to(ROOT)}"
+    assert page == written_anew(page, parts()), f"run: python {Path(__file__).relative_to(ROOT)}"
 
 
 # The examples.
@@ -255,4 +246,4 @@ def test_every_op_has_an_example() -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written_anew(PAGE.read_text()))
+    PAGE.write_text(written_anew(PAGE.read_text(), parts()))

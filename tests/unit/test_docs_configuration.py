@@ -6,23 +6,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import DOCS, table, written_anew
 
 from router import topology
 from router.namespaces import KEYS, Namespaces, Policy
 from server.config import OPTIONS, TABLES, Config, load
 from server.options import Option, toml
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
-
-
-def rows(*lines: Iterable[str]) -> str:
-    """Return a table of Markdown; the first of `lines` is its head."""
-    head, *body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([head, "|" + "---|" * (head.count(" | ") + 1), *body])
+PAGE = DOCS / "configuration.md"
 
 
 def wanted(option: Option) -> str:
@@ -42,7 +37,7 @@ def options_table() -> str:
         (f"`{option.name}`", f"`{option.flag}`", wanted(option), default(option), option.help)
         for option in OPTIONS.values()
     ]
-    return rows(("Key", "Flag", "Value", "Default", "What it is"), *each)
+    return table(("Key", "Flag", "Value", "Default", "What it is"), *each)
 
 
 def namespaces_table() -> str:
@@ -58,7 +53,7 @@ def namespaces_table() -> str:
         (f"`{name}`", key.wanted, default(room, name), default(hers, name), key.about)  # type: ignore[arg-type]
         for name, key in KEYS.items()
     ]
-    return rows(("Key", "Value", "Default", "Default of personal channels", "What it says"), *each)
+    return table(("Key", "Value", "Default", "Default of personal channels", "What it says"), *each)
 
 
 def redis_line() -> str:
@@ -66,13 +61,9 @@ def redis_line() -> str:
     return "`redis` takes " + ", ".join(f"`{scheme}://`" for scheme in topology.SCHEMES) + "."
 
 
-def written_anew(page: str) -> str:
-    """Return `page` with what is generated as the code has it now."""
-    for name, written in (("options", options_table()), ("redis", redis_line()), ("namespaces", namespaces_table())):
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, rest = page.split(begin)
-        page = before + begin + written + "\n" + end + rest.partition(end)[2]
-    return page
+def parts() -> dict[str, str]:
+    """Return what is generated, as the code has it now."""
+    return {"options": options_table(), "redis": redis_line(), "namespaces": namespaces_table()}
 
 
 def examples() -> Iterator[str]:
@@ -82,7 +73,7 @@ def examples() -> Iterator[str]:
 
 def test_what_is_generated_is_what_the_code_says() -> None:
     page = PAGE.read_text()
-    assert page == written_anew(page), f"run: python {Path(__file__).relative_to(PAGE.parents[1])}"
+    assert page == written_anew(page, parts()), f"run: python {Path(__file__).relative_to(PAGE.parents[1])}"
 
 
 def test_every_option_policy_and_table_is_there() -> None:
@@ -102,4 +93,4 @@ def test_the_examples_can_be_used(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written_anew(PAGE.read_text()))
+    PAGE.write_text(written_anew(PAGE.read_text(), parts()))

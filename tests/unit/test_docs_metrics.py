@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pages import DOCS, table, written_anew
 from prometheus_client.metrics_core import Metric
 
 from server.close import Close
@@ -17,9 +18,7 @@ from server.meter import Meter
 from server.metrics import WorkerCollector
 from server.stats import Pages, Stats
 
-PAGES = [Path(__file__).parents[2] / "README.md", *(Path(__file__).parents[2] / "docs").rglob("*.md")]
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-BEGIN, END = "<!-- metrics -->\n", "<!-- end -->"
+PAGE = DOCS / "metrics.md"
 PARTS = {"part": ""}  # of a connection: told when there are enough of them
 
 
@@ -39,32 +38,27 @@ def name_of(family: Metric) -> str:
     return family.name + "_total" if family.type == "counter" else family.name
 
 
-def table() -> str:
-    rows = ["| Metric | Kind | Labels | What it is |", "|---|---|---|---|"]
+def parts() -> dict[str, str]:
+    """Return what is generated, as the code has it now."""
+    rows = [("Metric", "Kind", "Labels", "What it is")]
     for family in families():
         labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
         shown = ", ".join(f"`{label}`" for label in labels)
-        rows.append(f"| `{name_of(family)}` | {family.type} | {shown} | {family.documentation} |")
-    return "\n".join(rows) + "\n"
-
-
-def written_anew(page: str) -> str:
-    """Return `page` with what is generated as the code has it now."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + table() + END + rest.partition(END)[2]
+        rows.append((f"`{name_of(family)}`", family.type, shown, family.documentation))
+    return {"metrics": table(*rows)}
 
 
 def test_the_table_is_what_is_declared() -> None:
     page = PAGE.read_text()
-    assert page == written_anew(page), f"run: python {Path(__file__).relative_to(PAGE.parents[1])}"
+    assert page == written_anew(page, parts()), f"run: python {Path(__file__).relative_to(PAGE.parents[1])}"
 
 
 def test_no_page_names_another() -> None:
     known = {name_of(family) for family in families()}
-    for page in PAGES:
+    for page in [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md")]:
         named = set(re.findall(r"`(moorage_[a-z_]+)(?:\{[^`]*\})?`", page.read_text()))
         assert named <= known, f"{page.name}: {named - known}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written_anew(PAGE.read_text()))
+    PAGE.write_text(written_anew(PAGE.read_text(), parts()))

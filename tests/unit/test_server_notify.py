@@ -95,3 +95,11 @@ def test_a_manager_that_is_stuck_does_not_stop_us(tmp_path: Path) -> None:
         manager = Manager(str(tmp_path / "notify"))
         for _ in range(2000):
             manager.status("x" * 500)
+
+
+def test_one_that_cannot_be_told_is_no_reason_to_end(caplog: pytest.LogCaptureFixture) -> None:
+    manager = Manager("/" + "x" * 200)
+    manager.ready("up")
+    manager.status("up")
+    assert len(caplog.messages) == 1
+    assert "is not told any more" in caplog.messages[0]
