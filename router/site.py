@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from router import slots
 from router.journal import SHARDED, Keys
@@ -67,7 +67,7 @@ def parse(url: str, node: Callable[[str], Node]) -> Site:
     tls = options.pop("tls", "false")
     if tls not in ("true", "false"):
         raise ValueError(f"tls: found {tls!r}, want true or false")
-    seeds = tuple(map(_address, hosts.split(",")))
+    seeds = tuple(Address.parse(host, PORT) for host in hosts.split(","))
     if len(seeds) > SEEDS_MAX:
         raise ValueError(f"found {len(seeds)} hosts, want {SEEDS_MAX} at the most: they know the others")
     # Any host does: the rest is read as that of one server is.
@@ -86,14 +86,3 @@ def _shards(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= slots.SHARDS_MAX):
         raise ValueError(f"shards: found {text!r:.40}, want 1 to {slots.SHARDS_MAX}")
     return int(text)
-
-
-def _address(text: str) -> Address:
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:  # its text may be the rest of a password
-        host, port = None, 0
-    if not host or port == 0 or parts.path or parts.query:
-        raise ValueError("found no host, or a port out of range or not a number, want host:port[,host:port...]")
-    return Address(host, port or PORT)

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from itertools import product
 from string import ascii_lowercase, digits
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 SLOTS = 16384
 SHARDS_MAX = 64
@@ -22,6 +23,18 @@ class Address(NamedTuple):
 
     host: str
     port: int
+
+    @classmethod
+    def parse(cls, text: str, port: int) -> Address:
+        """Read `host[:port]` of a URL; `port` is that of who names none. Raises: ValueError, without what was found."""
+        try:
+            parts = urlsplit(f"//{text}")
+            host, found = parts.hostname, parts.port
+        except ValueError:  # its text may be the rest of a password
+            host, found = None, 0
+        if not host or found == 0 or parts.path or parts.query:
+            raise ValueError("found no host, or a port out of range or not a number, want host:port[,host:port...]")
+        return cls(host, found or port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

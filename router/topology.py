@@ -14,6 +14,7 @@ from redis.asyncio.connection import RedisSSLContext, parse_url
 from router import sentinel, site
 from router.sentinel import Sentinels
 from router.site import Site
+from router.slots import Address
 
 SENTINEL = "redis+sentinel"
 SCHEMES = ("redis", "rediss", "unix", SENTINEL, site.SCHEME)
@@ -119,24 +120,13 @@ def _parse_sentinel(url: str) -> Sentinels:
     return Sentinels(_hosts(hosts), unquote(master), node, sign_in)
 
 
-def _hosts(text: str) -> list[tuple[str, int]]:
-    found = [_host(each) for each in text.split(",")]
+def _hosts(text: str) -> list[Address]:
+    found = [Address.parse(each, sentinel.PORT) for each in text.split(",")]
     if len(set(found)) != len(found):
         raise ValueError("found a sentinel twice")
     if len(found) > sentinel.SENTINELS_MAX:
         raise ValueError(f"found {len(found)} sentinels, want {sentinel.SENTINELS_MAX} at the most")
     return found
-
-
-def _host(text: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:  # its text may be the rest of a password
-        host, port = None, 0
-    if not host or port == 0:
-        raise ValueError("found no host, or a port out of range or not a number, want host:port[,host:port...]")
-    return host, port or sentinel.PORT
 
 
 def _check_secrets(url: str, behind: str) -> None:
