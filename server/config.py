@@ -10,16 +10,14 @@ import argparse
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from router import site
 from router.namespaces import Fault, Namespaces, NamespacesError
-from server import limits
+from server import limits, rules
 from server.options import (
     MASK,
     PREFIX,
@@ -47,7 +45,6 @@ __all__ = ["OPTIONS", "Address", "Config", "ConfigError", "Problem", "add_argume
 
 FILE = "moorage.toml"
 TABLES = ("namespace_default", "namespace_personal", "namespace")  # as Namespaces.from_tables takes them
-ENVELOPE_BYTES_MAX = 4096  # what a frame adds to its data: channel, user, position, names
 NOT_OPTIONS = {"MOORAGE_CONFIG", "MOORAGE_TOKEN"}  # variables that are ours and set no option
 # Kubernetes gives every pod these for a Service called moorage or moorage-something.
 SERVICE_LINK = re.compile(r"MOORAGE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
@@ -293,76 +290,9 @@ def _meant(word: str, names: Collection[str], prefix: str = "") -> str:
     return "one of " + ", ".join(map(spelled, names))
 
 
-class Rule(NamedTuple):
-    """A rule over several options: `fault` returns what was found and what is wanted, or None."""
-
-    names: tuple[str, ...]
-    fault: Callable[[Config], tuple[str, str] | None]
-
-
-def _open_mode_is_local(config: Config) -> tuple[str, str] | None:
-    exposed = [str(each) for each in (*config.tcp, *config.http) if not each.is_loopback]
-    if not config.is_open or config.no_auth or not exposed:
-        return None
-    return f"open mode on {', '.join(exposed)}", "an auth_secret or auth_key, loopback addresses, or no_auth"
-
-
-def _one_auth(config: Config) -> tuple[str, str] | None:
-    both = config.auth_secret is not None and config.auth_key is not None
-    return ("both", "one of them") if both else None
-
-
-def _no_auth_means_open(config: Config) -> tuple[str, str] | None:
-    contradiction = config.no_auth and not config.is_open
-    return ("no_auth beside a secret or key", "one or the other") if contradiction else None
-
-
-def _claims_are_checked(config: Config) -> tuple[str, str] | None:
-    unchecked = config.is_open and (config.auth_audience is not None or config.auth_issuer is not None)
-    return ("a claim to check but no way to verify a token", "an auth_secret or auth_key") if unchecked else None
-
-
-def _admin_is_guarded(config: Config) -> tuple[str, str] | None:
-    if config.admin.is_loopback or config.admin_key is not None:
-        return None
-    return f"{config.admin} without admin_key", "an admin_key, or a loopback address"
-
-
-def _addresses_are_distinct(config: Config) -> tuple[str, str] | None:
-    pairs = combinations((*config.tcp, *config.http, config.admin), 2)
-    clashes = [f"{one} and {other}" for one, other in pairs if one.overlaps(other)]
-    return (", ".join(clashes), "an address of its own for each") if clashes else None
-
-
-def _proxies_are_named(config: Config) -> tuple[str, str] | None:
-    if config.proxy_protocol == "off" or config.proxy_trusted:
-        return None
-    return f"{config.proxy_protocol} from nobody", "proxy_trusted: the addresses of the balancers, and of nobody else"
-
-
-def _message_fits_backlog(config: Config) -> tuple[str, str] | None:
-    needed = config.message_bytes_max + ENVELOPE_BYTES_MAX
-    if config.backlog_bytes_max >= needed:
-        return None
-    return f"a backlog of {config.backlog_bytes_max}", f"at least {needed}: one message with its envelope"
-
-
-RULES = (
-    Rule(("tcp", "http", "auth_secret", "auth_key", "no_auth"), _open_mode_is_local),
-    Rule(("auth_secret", "auth_key"), _one_auth),
-    Rule(("no_auth", "auth_secret", "auth_key"), _no_auth_means_open),
-    Rule(("auth_audience", "auth_issuer", "auth_secret", "auth_key"), _claims_are_checked),
-    Rule(("admin", "admin_key"), _admin_is_guarded),
-    Rule(("tcp", "http", "admin"), _addresses_are_distinct),
-    Rule(("proxy_protocol", "proxy_trusted"), _proxies_are_named),
-    Rule(("message_bytes_max", "backlog_bytes_max"), _message_fits_backlog),
-    Rule(("redis", "redis_prefix"), lambda config: site.prefix_fault(config.redis, config.redis_prefix)),
-)
-
-
 def _broken_rules(config: Config, sources: Mapping[str, str], broken: Collection[str]) -> Iterator[Problem]:
     """Yield what is wrong with options that are each fine; a rule over a broken one would only mislead."""
-    for names, fault in RULES:
+    for names, fault in rules.RULES:
         if not set(names).isdisjoint(broken):
             continue
         if verdict := fault(config):
