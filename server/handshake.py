@@ -23,7 +23,8 @@ from server.admission import AFTER_MS, Admission
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
-from server.pool import Lane, Pool
+from server.lane import Lane
+from server.pool import Pool
 from server.session import CLOSED, Session
 from server.sources import Sources, of_socket
 

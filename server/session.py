@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from router.table import Channel
-    from server.pool import Lane
+    from server.lane import Lane
 
 CLOSED = -1
 

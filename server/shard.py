@@ -34,9 +34,10 @@ from server.drain import Window
 from server.expiry import Expiry
 from server.handshake import Guest, LinesDoor, StreamDoor
 from server.heartbeat import Heartbeat
+from server.lane import LINES, STREAM, Lane
 from server.leaving import Leaving
 from server.listener import Listener, resume_all
-from server.pool import LINES, STREAM, Lane, Pool
+from server.pool import Pool
 from server.pressure import Pressure
 from server.requests import Requests
 from server.session import CLOSED, Session

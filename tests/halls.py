@@ -19,7 +19,8 @@ from server import lines, sse
 from server.catchup import CatchUp
 from server.close import Close
 from server.config import Config
-from server.pool import LINES, STREAM, Lane, Pool
+from server.lane import LINES, STREAM, Lane
+from server.pool import Pool
 from server.session import CLOSED, Session
 from server.stats import Stats
 

@@ -8,7 +8,8 @@ import pytest
 
 from server import lines
 from server.heartbeat import TICK_SECONDS_MAX, Heartbeat
-from server.pool import Lane, Pool
+from server.lane import Lane
+from server.pool import Pool
 from server.session import Backlog, Session
 
 PERIOD_S = 25.0

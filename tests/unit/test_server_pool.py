@@ -13,7 +13,8 @@ import pytest
 
 from server import limits, lines, sse
 from server.close import Close
-from server.pool import DEAF, LINES, STREAM, Lane, Pool, error_code
+from server.lane import LINES, STREAM, Lane
+from server.pool import DEAF, Pool, error_code
 from server.session import CLOSED, Session
 from server.stats import Stats
 

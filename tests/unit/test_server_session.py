@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from server.pool import Lane
+from server.lane import Lane
 from server.session import CLOSED, Backlog, Session
 
 
