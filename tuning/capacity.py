@@ -15,49 +15,10 @@ from dataclasses import dataclass, field
 from tuning.descriptors import EPOLL_WATCHES, FILE_MAX
 from tuning.finding import Finding, count, size
 from tuning.ports import CONNTRACK
-from tuning.target import Target
 
 BALANCER_CONNECTIONS_MIN = 256  # an address with fewer is a client or an office, not a balancer
 TCP_PAGES_PER_CPU = 256  # net/sock.h: SK_MEMORY_PCPU_RESERVE, 1 MiB a CPU is taken ahead and says nothing
 CPU_NOISE_CORES = 0.02  # an idle server's own timers; below, a ratio to connections means nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Memory at one number of connections, in bytes; two of them make a slope."""
-
-    connections: int
-    user: int  # PSS of all processes of the server
-    kernel: int  # slab of its sockets, or of the whole host: only the difference counts
-
-
-@dataclass(frozen=True, slots=True)
-class Slope:
-    """Bytes one connection costs."""
-
-    user: float
-    kernel: float
-
-    @property
-    def both(self) -> float:
-        """In user space and in the kernel together."""
-        return self.user + self.kernel
-
-
-def slope(first: Sample, second: Sample) -> Slope:
-    """Bytes per connection between two samples.
-
-    Raises: ValueError when there are not more connections in `second`.
-    """
-    more = second.connections - first.connections
-    if more <= 0:
-        raise ValueError(f"connections: found {second.connections} after {first.connections}, wanted more")
-    return Slope((second.user - first.user) / more, (second.kernel - first.kernel) / more)
-
-
-def predict(first: Sample, second: Sample, connections: int) -> int:
-    """Bytes, user and kernel, that `connections` take: the line through two samples."""
-    return round(first.user + first.kernel + slope(first, second).both * (connections - first.connections))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +142,3 @@ def host_limits(found: Iterable[Finding]) -> dict[str, int]:
 def worker_full_at(connections: int, used: int, limit: int) -> int:
     """The connection count of one worker that takes its last descriptor: exact, one descriptor a connection."""
     return connections + max(0, limit - used)
-
-
-def target_of(measured: Measured, workers: int, connections: int) -> Target:
-    """The target that `tuning check` should judge for a server measured so, when it is to hold `connections`."""
-    return Target(
-        connections,
-        held=min(measured.connections, connections),
-        workers=workers,
-        user_bytes=round(measured.user_bytes) if measured.user_bytes is not None else Target(1).user_bytes,
-        kernel_bytes=round(measured.kernel_bytes) if measured.kernel_bytes else None,
-    )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tuning import advice
-from tuning.capacity import Measured, Sample, ceilings, host_limits, predict, slope, target_of, worker_full_at
+from tuning.capacity import Measured, ceilings, host_limits, worker_full_at
 from tuning.facts import Facts
 from tuning.target import Target
 
@@ -70,21 +68,6 @@ def test_past_the_limit_nothing_more_fits() -> None:
 def test_a_worker_is_full_at_the_exact_connection() -> None:
     assert worker_full_at(500, 540, 1024) == 984
     assert worker_full_at(984, 1024, 1024) == 984
-
-
-def test_two_samples_make_a_line() -> None:
-    first, second = Sample(0, 10_000_000, 500_000_000), Sample(2000, 10_700_000, 507_400_000)
-    assert slope(first, second).user == 350
-    assert slope(first, second).kernel == 3700
-    assert predict(first, second, 15_000) == 510_000_000 + 15_000 * 4050
-    with pytest.raises(ValueError, match="connections: found 0 after 2000"):
-        slope(second, first)
-
-
-def test_a_target_for_the_check_from_what_runs() -> None:
-    target = target_of(MEASURED, workers=2, connections=100_000)
-    assert (target.held, target.user_bytes, target.kernel_bytes) == (2000, 350, 3650)
-    assert target_of(Measured(9), workers=1, connections=5).held == 5
 
 
 def test_limits_of_the_host_that_no_server_measures() -> None:
