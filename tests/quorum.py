@@ -137,7 +137,7 @@ class Quorum:
 
     def wait_moved(self, port: int) -> int:
         """Wait until the master is another than that on `port`; return where it is."""
-        wait_until(lambda: self.master_port() != port, "another master")
+        wait_until(lambda: self.master_port() != port, "another master", 60)  # an election that fails is held anew
         return self.master_port()
 
     def wait_followed(self) -> None:
@@ -159,7 +159,8 @@ class Quorum:
         replicas = self.client(port).execute_command("SENTINEL", "REPLICAS", MASTER)
         well = [each for each in replicas if each["flags"] == "slave" and each["master-link-status"] == "ok"]
         others = len(self.sentinel_ports) - 1
-        return (int(said["num-other-sentinels"]), len(well)) == (others, len(self.ports) - 1)
+        is_quiet = said["flags"] == "master" and int(said["port"]) == self.master_port()  # no failover is under way
+        return is_quiet and (int(said["num-other-sentinels"]), len(well)) == (others, len(self.ports) - 1)
 
 
 def answers(client: Any) -> bool:
