@@ -29,7 +29,12 @@ class Child:
     pid: int = 0
     pidfd: int = -1
     started_at: float = 0.0
-    _suspected: tuple[float, float] = (0.0, 0.0)  # when its clock stood still, and how long it had waited by then
+    _looked: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # at a clock that stands still: the clock, when, CPU time by then
+    _starved: float = 0.0  # of the time since, how long it waited for a processor
 
     @property
     def is_running(self) -> bool:
@@ -52,29 +57,34 @@ class Child:
         shown = max(self.page.clock(), self.started_at)
         if now - shown <= limits.SUSPECT_SECONDS:
             return False
-        waited = waited_seconds(self.pid)
-        if self._suspected[0] != shown:
-            self._suspected = shown, waited
-        starved = waited - self._suspected[1]
-        if now - shown > limits.SILENT_SECONDS_MAX >= now - shown - starved:
+        is_ready, ran = schedule(self.pid)
+        clock, at, ran_by_then = self._looked
+        if clock != shown:
+            self._starved = 0.0
+        elif is_ready:  # what it did not run of this time, it waited
+            self._starved += max(0.0, now - at - (ran - ran_by_then))
+        self._looked = shown, now, ran
+        silent = now - shown > limits.SILENT_SECONDS_MAX
+        if silent and now - shown - self._starved <= limits.SILENT_SECONDS_MAX:
             log.warning(
                 "%s (pid %d) has waited %.0f s for a processor: this machine is overloaded",
-                self.name,
-                self.pid,
-                starved,
-            )
-        return now - shown - starved > limits.SILENT_SECONDS_MAX
+                self.name, self.pid, self._starved,
+            )  # fmt: skip
+            return False
+        return silent
 
 
-def waited_seconds(pid: int) -> float:
-    """Return how long a process has been ready to run and has not run; 0.0 where the kernel does not say.
+def schedule(pid: int) -> tuple[bool, float]:
+    """Return whether a process is ready to run or runs, and how long it has run, seconds; of one that is gone, (False, 0.0).
 
-    The second number of /proc/PID/schedstat: https://docs.kernel.org/scheduler/sched-stats.html.
+    The state in /proc/PID/stat, and the first number of /proc/PID/schedstat; the second, how long it has waited, does not
+    know yet of a wait that has not ended. See proc_pid_stat(5), https://docs.kernel.org/scheduler/sched-stats.html.
     """
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[1]) / 1e9
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        return state == b"R", int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[0]) / 1e9
     except (OSError, IndexError):
-        return 0.0
+        return False, 0.0
 
 
 def reap_strangers(known: Collection[int]) -> None:

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 import workers
 from server import limits
-from server.child import Child, waited_seconds
+from server.child import Child, schedule
 from server.stats import Pages, Stats
 from workers import may_restart
 
@@ -43,27 +44,43 @@ def test_a_child_is_silent_when_its_clock_stands_still() -> None:
     assert not child.is_silent(1e9), "the admin process shows no clock"
 
 
+def silent_at(child: Child, last: float) -> float | None:
+    """Look at a child every second from 102 to `last`, as a supervisor does; return when it was silent."""
+    return next((float(now) for now in range(102, int(last) + 1) if child.is_silent(now)), None)
+
+
+@pytest.mark.parametrize(
+    ("state", "share", "found"),
+    [
+        (True, 0.0, None),  # it never gets a processor
+        (True, 0.1, 183.0),  # it has had ten seconds of one, and did not come round
+        (True, 1.0, 111.0),  # it runs in circles
+        (False, 0.0, 111.0),  # it sleeps, or was stopped
+    ],
+)
 def test_a_child_that_waits_for_a_processor_is_not_silent(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: bool, share: float, found: float | None
 ) -> None:
-    page = Pages.create(1)[0]
-    child = Child("worker 0", lambda: None, [], page, 0, pid=1, pidfd=0, started_at=100.0)
-    waited = 50.0
-    monkeypatch.setattr("server.child.waited_seconds", lambda _pid: waited)
-    assert not child.is_silent(102.0)
-    waited += 9.0
-    assert not child.is_silent(102.0 + limits.SILENT_SECONDS_MAX)
-    assert "worker 0 (pid 1) has waited 9 s for a processor" in caplog.text
-    assert child.is_silent(109.1 + limits.SILENT_SECONDS_MAX), "it had ten seconds of its own"
-    page.write(Stats(), 120.0, os.getpid())
-    assert not child.is_silent(122.0)
-    assert not child.is_silent(120.0 + limits.SILENT_SECONDS_MAX)
-    assert child.is_silent(120.1 + limits.SILENT_SECONDS_MAX), "what it waited before does not count again"
+    child = Child("worker 0", lambda: None, [], Pages.create(1)[0], 0, pid=1, pidfd=0, started_at=100.0)
+    ran = iter(range(1000))
+    monkeypatch.setattr("server.child.schedule", lambda _pid: (state, next(ran) * share))
+    at = silent_at(child, 250.0)
+    assert at == found or (at is not None and found is not None and abs(at - found) <= 1.0)
+    assert ("for a processor" in caplog.text) == (state and share < 1.0)
 
 
-def test_how_long_a_process_has_waited() -> None:
-    assert 0.0 < waited_seconds(os.getpid()) < 1e6
-    assert waited_seconds(2**22 + 1) == 0.0, "there is no such process"
+def test_how_a_process_is_scheduled() -> None:
+    is_ready, ran = schedule(os.getpid())
+    assert is_ready
+    assert 0.0 < ran < 1e6
+    assert schedule(2**22 + 1) == (False, 0.0), "there is no such process"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            deadline = time.monotonic() + 20.0
+            while schedule(process.pid)[0]:  # it starts
+                assert time.monotonic() < deadline
+        finally:
+            process.kill()
 
 
 def test_a_child_that_is_not_running_gets_no_signal() -> None:
