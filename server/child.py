@@ -34,7 +34,7 @@ class Child:
         0.0,
         0.0,
     )  # at a clock that stands still: the clock, when, CPU time by then
-    _starved: float = 0.0  # of the time since, how long it waited for a processor
+    _silent: float = 0.0  # of the time since, how long it could have shown its clock
 
     @property
     def is_running(self) -> bool:
@@ -59,19 +59,19 @@ class Child:
             return False
         is_ready, ran = schedule(self.pid)
         clock, at, ran_by_then = self._looked
-        if clock != shown:
-            self._starved = 0.0
-        elif is_ready:  # what it did not run of this time, it waited
-            self._starved += max(0.0, now - at - (ran - ran_by_then))
         self._looked = shown, now, ran
-        silent = now - shown > limits.SILENT_SECONDS_MAX
-        if silent and now - shown - self._starved <= limits.SILENT_SECONDS_MAX:
+        if clock != shown:
+            self._silent = limits.SUSPECT_SECONDS
+        else:
+            # Who looks seldom has waited itself. What a process that is ready did not run, it waited.
+            passed = min(now - at, limits.SUSPECT_SECONDS)
+            self._silent += min(passed, ran - ran_by_then) if is_ready else passed
+        if self._silent <= limits.SILENT_SECONDS_MAX < now - shown:
             log.warning(
                 "%s (pid %d) has waited %.0f s for a processor: this machine is overloaded",
-                self.name, self.pid, self._starved,
+                self.name, self.pid, now - shown - self._silent,
             )  # fmt: skip
-            return False
-        return silent
+        return self._silent > limits.SILENT_SECONDS_MAX
 
 
 def schedule(pid: int) -> tuple[bool, float]:
