@@ -41,6 +41,7 @@ DESCRIPTORS_RESERVED = 64
 ACCEPT_BURST_SECONDS = 1.0  # of the allowed rate may come at once
 PUBLISH_BURST_SECONDS = 2.0
 PUBLISH_ABUSE_SECONDS = 10.0  # of the allowed rate may be refused at once before the connection ends
+PUBLISHES_IN_FLIGHT_MAX = 2048  # of one session, without an answer from Redis: a tenth of what all of a worker may have
 REFUSALS_TOLD_SECONDS = 10.0  # between two reports in the log
 
 # What may wait for one slow peer.

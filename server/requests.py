@@ -7,6 +7,8 @@ request that changes what the session receives is finished before the next line 
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -31,6 +33,8 @@ from server.close import Close, PeerError
 from server.lookups import Lookups
 from server.pool import Pool
 from server.session import CLOSED, Session
+
+log = logging.getLogger("moorage.requests")
 
 
 class House(Protocol):
@@ -79,6 +83,8 @@ class Requests:
         self._message_bytes_max = message_bytes_max
         self._rests: dict[Session, bytes] = {}  # the unfinished lines of those who have one
         self._busy: dict[Session, list[bytes]] = {}  # lines that wait for the answer to the one before them
+        self._in_flight: dict[Session, int] = {}  # publishes that wait for Redis, of those who have any
+        self._told_at = -math.inf
         self._answer: dict[type, Callable[[Session, lines.Request], None]] = {
             lines.Connect: self._connect,
             lines.Subscribe: self._subscribe,
@@ -107,6 +113,7 @@ class Requests:
         """Drop what is kept of a session that has ended."""
         self._rests.pop(session, None)
         self._busy.pop(session, None)
+        self._in_flight.pop(session, None)
 
     def _handle(self, session: Session, found: list[bytes]) -> None:
         for index, line in enumerate(found):
@@ -232,6 +239,10 @@ class Requests:
         if not may_publish(self._namespaces, claims, request.channel, is_member=is_member):
             self._stats.publish_failures += 1
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel", request.id)
+        in_flight = self._in_flight.get(session, 0)
+        if in_flight >= limits.PUBLISHES_IN_FLIGHT_MAX:
+            raise self._too_many(session, request.id)
+        self._in_flight[session] = in_flight + 1
         members = journal.members(session.user, time.time_ns() // 1_000_000, request.data)
         done = partial(self._published, session, request.id, request.channel)
         once = f"{session.user} {request.idempotency}".encode() if request.idempotency else b""
@@ -244,7 +255,21 @@ class Requests:
         fault = PeerError(Close.PUBLISH_RATE, id=id)
         self._say(session, lines.error(fault, wait_ms + random.randint(0, wait_ms // 4)))
 
+    def _too_many(self, session: Session, id: lines.Id) -> PeerError:
+        """Redis is slow, or she does not wait for it: what waits is bounded for each, so that one does not take all of it."""
+        self._stats.publish_failures += 1
+        now, reason = time.monotonic(), f"{limits.PUBLISHES_IN_FLIGHT_MAX} publishes of this connection wait for Redis"
+        if now - self._told_at >= limits.REFUSALS_TOLD_SECONDS:
+            self._told_at = now
+            log.warning("publishes of %s are refused: %s", session.user, reason)
+        return PeerError(Close.OVERLOADED, reason, id=id)
+
     def _published(self, session: Session, id: lines.Id, channel: str, reply: Reply) -> None:
+        in_flight = self._in_flight.get(session, 0) - 1
+        if in_flight > 0:
+            self._in_flight[session] = in_flight
+        else:  # none any more, or the session has ended
+            self._in_flight.pop(session, None)
         if isinstance(reply, bytes):
             self._stats.published += 1
             frame = lines.answer({"op": "published", "id": id, "channel": channel, "position": reply.decode()})

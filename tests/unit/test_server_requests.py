@@ -1,0 +1,114 @@
+"""What a session asks for: the bound on publishes that wait for Redis, which is each session's own."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+
+from router.namespaces import Namespaces
+from router.pipe import BusDown, Done, Unconfirmed
+from server import limits
+from server.auth import Claims
+from server.requests import Requests
+from server.session import CLOSED, Session
+from server.stats import Stats
+
+MOST = limits.PUBLISHES_IN_FLIGHT_MAX
+
+
+class Speaker(Session):
+    """A session that keeps what it is told."""
+
+    __slots__ = ("told",)
+
+    def __init__(self, user: str) -> None:
+        super().__init__(7, user, ())
+        self.told: list[dict[str, Any]] = []
+
+    def offer(self, frame: bytes) -> bool:
+        self.told.append(orjson.loads(frame))
+        return True
+
+    def take(self) -> list[tuple[str, int]]:
+        told, self.told = self.told, []
+        return [(each["op"], each["id"]) for each in told]
+
+
+class House:
+    """A worker whose Redis answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self.pool, self.bus, self.feed = SimpleNamespace(stats=self.stats), self, None
+        self.admission = SimpleNamespace(publish_wait_ms=lambda _who, _user: 0)
+        self.waiting: list[Done] = []
+        self.is_down = False
+        house: Any = self
+        self.requests = Requests(house, Namespaces(), channels_max=128, message_bytes_max=65536)
+
+    def claims(self, session: Session) -> Claims:
+        return Claims(session.user)
+
+    def publish(self, _name: bytes, _members: bytes, _retention: object, done: Done, *, once: bytes) -> None:
+        if self.is_down:
+            done(BusDown("no connection"))
+        else:
+            self.waiting.append(done)
+
+    def answer(self, count: int, reply: object = b"01234567-1-1") -> None:
+        now, self.waiting = self.waiting[:count], self.waiting[count:]
+        for done in now:
+            done(reply)
+
+    def says(self, session: Session, first: int, count: int) -> None:
+        lines = [b'{"op":"publish","id":%d,"channel":"room:a","data":1}\n' % n for n in range(first, first + count)]
+        self.requests.received(session, b"".join(lines))
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def test_one_that_does_not_wait_for_redis_is_refused_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "moorage.requests")
+    alice, bob = Speaker("alice"), Speaker("bob")
+    house.says(alice, 0, MOST + 3)
+    assert [(each["op"], each["id"], each["code"]) for each in alice.told] == [
+        ("error", MOST + n, 3004) for n in range(3)
+    ]
+    assert alice.told[0]["reason"] == f"{MOST} publishes of this connection wait for Redis"
+    assert alice.told[0]["after_ms"] > 0
+    assert house.stats.publish_failures == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"publishes of alice are refused: {MOST} publishes of this connection wait for Redis"
+    ], "once, and not for each"
+    house.says(bob, 1, 1)
+    alice.take()
+    house.answer(2)
+    house.says(alice, 5000, 3)
+    assert alice.take() == [("published", 0), ("published", 1), ("error", 5002)]
+    house.answer(MOST + 3)
+    assert bob.take() == [("published", 1)]
+    assert alice.take() == [*(("published", n) for n in range(2, MOST)), ("published", 5000), ("published", 5001)]
+
+
+@pytest.mark.parametrize("reply", [b"01234567-1-1", 3, Unconfirmed("cut")])
+def test_nothing_is_kept_of_those_who_wait_for_nothing(house: House, reply: object) -> None:
+    alice, bob, carol = Speaker("alice"), Speaker("bob"), Speaker("carol")
+    for each in (alice, bob, carol):
+        house.says(each, 0, 5)
+    bob.fd = CLOSED
+    house.requests.forget(bob)
+    house.answer(14, reply)
+    assert house.requests._in_flight == {carol: 1}
+    house.answer(1, reply)
+    house.is_down = True
+    house.says(alice, 9, 1)
+    assert alice.take()[-1] == ("error", 9)
+    assert house.requests._in_flight == {}
+    assert bob.take() == []
