@@ -21,7 +21,7 @@ from router import journal, position
 from router.link import DEADLINE_SECONDS, Link, Subscriber
 from router.listeners import Interest, Listeners
 from router.node import Locator, has_moved
-from router.pipe import BusDown, Busy, Done, Pipe, Refused, Reply, Unconfirmed, pack
+from router.pipe import BusDown, Busy, Done, Pipe, Refused, Reply, Unconfirmed, pack, tell
 from router.publisher import Publisher
 
 log = logging.getLogger("moorage.bus")
@@ -262,7 +262,7 @@ class Bus:
         batch, self._batch = self._batch, []
         self._fresh.clear()
         for _, done in batch:
-            done(None)
+            tell(done, None)
 
     def _now_args(self) -> tuple[bytes, ...]:
         """The newest position that was seen or given out goes along, so that a Redis that has lost data is found out."""
@@ -291,7 +291,7 @@ class Bus:
             if isinstance(reply, Refused):
                 self._refuse(str(reply))
             for names, done in batch:
-                done(reply if isinstance(reply, bytes) else None)
+                tell(done, reply if isinstance(reply, bytes) else None)
                 for name in names:
                     left = self._joining.get(name, 1) - 1
                     if left > 0:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from router import journal
 from router.node import Node, open_pipe
-from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack
+from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack, tell
 
 DEADLINE_SECONDS = 3.0  # for each step of connecting
 
@@ -126,4 +126,4 @@ class Strand:
             self._closed = why
             waiting, self._waiting = self._waiting, {}
             for done in waiting.values():
-                done(Unconfirmed(why))
+                tell(done, Unconfirmed(why))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import hiredis
+
+log = logging.getLogger("moorage.pipe")
 
 
 class BusDown(Exception):
@@ -36,6 +39,20 @@ pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignme
 DEMOTED = ("READONLY ", "LOADING ", "MASTERDOWN ")  # how a server says that it is not, or not yet, the one to ask
 
 UNSENT_BYTES_MAX = 16 * 1024 * 1024  # queued by us, not taken by the kernel: past it, the pipe is `full`
+
+_T = TypeVar("_T")
+
+
+def tell(done: Callable[[_T], object], found: _T) -> None:
+    """Call `done`; a bug behind it is logged, and stops nobody else."""
+    try:
+        done(found)
+    except Exception:
+        _log_bug(found)
+
+
+def _log_bug(found: object) -> None:
+    log.exception("internal error: not handled: %.200r", found)
 
 
 class Pipe(asyncio.Protocol):
@@ -106,18 +123,28 @@ class Pipe(asyncio.Protocol):
         return reply
 
     def data_received(self, data: bytes) -> None:
-        """Hand every reply and every push in `data` to whom it is for."""
+        """Hand every reply and every push in `data` to whom it is for.
+
+        What closes the pipe is what Redis says: a demotion, or bytes that are no RESP. A bug where something is handed to
+        is one of a session, and all of the worker are on this pipe.
+        """
         self._reader.feed(data)
         gets = self._reader.gets
         fault = ""
         try:
             while (reply := gets()) is not False:
                 if type(reply) is hiredis.PushNotification:
-                    self._on_push(reply)
+                    try:
+                        self._on_push(reply)
+                    except Exception:
+                        _log_bug(reply)
                 elif self._waiting:
                     done = self._waiting.popleft()
                     if done is not None:
-                        done(reply)
+                        try:
+                            done(reply)
+                        except Exception:
+                            _log_bug(reply)
                     if type(reply) is Refused and str(reply).startswith(DEMOTED):
                         fault = str(reply)
                 else:
@@ -126,7 +153,10 @@ class Pipe(asyncio.Protocol):
             fault = str(error)
         if fault:  # what was answered has been told; whoever connects again finds the one to ask
             self.close(fault)
-        self._on_batch()
+        try:
+            self._on_batch()
+        except Exception:
+            _log_bug("the end of a batch")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail whatever waits for an answer."""
@@ -149,11 +179,11 @@ class Pipe(asyncio.Protocol):
             self._transport.abort()
             self._transport = None
         self._out.clear()
-        self._on_lost(why)
+        tell(self._on_lost, why)
         waiting, self._waiting = self._waiting, deque()
         for done in waiting:
             if done is not None:
-                done(Unconfirmed(why))
+                tell(done, Unconfirmed(why))
 
     def pause(self, paused: bool) -> None:
         """Stop reading, or go on: meanwhile Redis queues for us, up to its client-output-buffer-limit."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from router import journal
 from router.message import Message
-from router.pipe import Done, Reply
+from router.pipe import Done, Reply, tell
 from router.position import Id, id_of
 
 PAGE_MESSAGES_MAX = 100
@@ -103,7 +103,7 @@ class Reader:
             if page is not None and name[:1] != b"@":  # a user's own: hardly ever asked for twice, and there are many
                 self._keep(key, page)
             for each in self._asked.pop(key):
-                each(page if page is not None else _fault(reply))
+                tell(each, page if page is not None else _fault(reply))
 
         args = self._keys.missed_args(name, bytes(after), PAGE_MESSAGES_MAX, bytes_max)
         self._bus.ask((b"EVALSHA", journal.MISSED_SHA, *args), answered)

@@ -84,6 +84,9 @@ class House(Protocol):
     def received(self, session: Session, data: bytes) -> None:
         """Go on with what a session has sent."""
 
+    def failed(self, session: Session) -> None:
+        """A bug shows with this session: it ends, the others stay."""
+
 
 class Door(ABC):
     """Where one transport comes in."""
@@ -245,9 +248,12 @@ class Door(ABC):
             log.debug("%s comes from %s by %s", claims.user, self._address(guest, fd), self.lane.transport)
         if request.gaps:
             house.feed.watchers.watch(session)
-        house.opened(session, claims, began, request.position, self._head(guest))
-        if guest.rest and session.fd != CLOSED:
-            house.received(session, guest.rest)
+        try:
+            house.opened(session, claims, began, request.position, self._head(guest))
+            if guest.rest and session.fd != CLOSED:
+                house.received(session, guest.rest)
+        except Exception:
+            house.failed(session)
 
     def _address(self, guest: Guest, fd: int) -> str:
         guest.address = guest.address or of_socket(fd)

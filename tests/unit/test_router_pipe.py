@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from router import pipe as pipes
-from router.pipe import Pipe, Reply, Unconfirmed, pack
+from router.pipe import Pipe, Refused, Reply, Unconfirmed, pack
 
 PING = pack((b"PING",))
 
@@ -227,3 +227,53 @@ async def test_a_pipe_is_full_while_redis_does_not_read(redis: Redis, monkeypatc
     while sent:
         sent -= len(await redis.read(1 << 20))
     assert not redis.pipe.full
+
+
+async def test_a_bug_behind_one_callback_stops_nobody_else(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    replies: list[Reply] = []
+
+    def broken(reply: object) -> None:
+        raise Refused("a bug, and nothing that Redis says") if reply == b"b" else KeyError(reply)
+
+    redis.pipe._on_push = broken
+    for done in (broken, replies.append, broken, replies.append):
+        redis.pipe.send(PING, done)
+    await redis.says(b"+a\r\n+one\r\n>3\r\n$7\r\nmessage\r\n$1\r\na\r\n$2\r\nhi\r\n+b\r\n+two\r\n")
+    assert replies == [b"one", b"two"]
+    assert redis.lost == []
+    assert [record.exc_info is not None for record in caplog.records] == [True] * 3
+    redis.pipe.send(PING, broken)
+    redis.pipe.send(PING, replies.append)
+    await redis.says(b"-READONLY you cannot\r\n")
+    assert redis.lost == ["READONLY you cannot"], "what Redis says still closes it"
+    assert kinds(replies) == ["b'one'", "b'two'", "Unconfirmed: READONLY you cannot"]
+
+
+async def test_a_bug_at_the_end_of_a_batch_does_not_close_the_pipe(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        redis.told.set()
+        raise KeyError("a bug")
+
+    redis.pipe._on_batch = broken
+    replies: list[Reply] = []
+    for _ in range(2):
+        redis.pipe.send(PING, replies.append)
+        await redis.says(b"+PONG\r\n")
+    assert replies == [b"PONG", b"PONG"]
+    assert redis.lost == []
+    assert len(caplog.records) == 2
+
+
+async def test_a_bug_behind_one_who_waits_stops_nobody_when_it_closes(redis: Redis) -> None:
+    replies: list[Reply] = []
+
+    def broken(_reply: object) -> None:
+        raise KeyError("a bug")
+
+    redis.pipe._on_lost = broken
+    redis.pipe.send(PING, broken)
+    redis.pipe.send(PING, replies.append)
+    redis.pipe.close("enough")
+    assert kinds(replies) == ["Unconfirmed: enough"]
