@@ -42,6 +42,14 @@ def backoff(attempt: int, chance: float) -> float:
     return min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16)) * (0.5 + chance / 2)
 
 
+def _fault_of(reply: Reply) -> str:
+    """Return what is wrong with an answer of the script NOW; "" when it is a position."""
+    if isinstance(reply, Exception):
+        return str(reply)
+    is_position = isinstance(reply, bytes) and position.parse(reply) is not None
+    return "" if is_position else f"its $clock holds no position of ours: {reply!r:.100}"
+
+
 class Bus:
     """The bus of one worker: `run()` keeps it up until cancelled."""
 
@@ -225,14 +233,15 @@ class Bus:
             link.close(why)
 
     async def _subscribe(self, pipe: Subscriber, names: Sequence[bytes]) -> bytes:
-        """Subscribe `names` and wait until that is done; return the position then."""
-        position: Reply = b""
+        """Subscribe `names` and wait until that is done; return the position then. Raises: Refused, Unconfirmed."""
+        at: Reply = b""
         for start in range(0, len(names) or 1, SUBSCRIBE_CHUNK):
             self._push(pipe, self._dialect.subscribe, names[start : start + SUBSCRIBE_CHUNK])
             async with asyncio.timeout(DEADLINE_SECONDS):
-                position = await pipe.ask(b"EVAL", self._dialect.now, *self._now_args())
-        assert isinstance(position, bytes)
-        return position
+                at = await pipe.ask(b"EVAL", self._dialect.now, *self._now_args())
+        if not isinstance(at, bytes) or _fault_of(at):
+            raise Refused(_fault_of(at))
+        return at
 
     async def _stay(self) -> None:
         """Probe until the connection is lost."""
@@ -288,10 +297,12 @@ class Bus:
         self._fresh.clear()
 
         def joined(reply: Reply) -> None:
-            if isinstance(reply, Refused):
-                self._refuse(str(reply))
+            fault = _fault_of(reply)
+            if fault and not isinstance(reply, Unconfirmed):
+                self._refuse(fault)
+            began = reply if isinstance(reply, bytes) and not fault else None
             for names, done in batch:
-                tell(done, reply if isinstance(reply, bytes) else None)
+                tell(done, began)
                 for name in names:
                     left = self._joining.get(name, 1) - 1
                     if left > 0:
@@ -323,7 +334,7 @@ class Bus:
 
         def written(reply: Reply) -> None:
             if pipe is self._publisher and not isinstance(reply, Unconfirmed):
-                self._refuse(str(reply) if isinstance(reply, Refused) else "")
+                self._refuse(_fault_of(reply))
             if self.paused:  # we do not read on the pipe where it comes back
                 self._probe = max(self._probe, probe)
 

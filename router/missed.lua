@@ -2,6 +2,7 @@
 -- KEYS: stream, last, clock   ARGV: id to begin behind, messages_max, bytes_max
 -- Returns: id of the channel's last message or '', 1 if there is more, 1 if that id is of a number that was given out and lost
 -- (see now.lua), then id, id of the one before it, members of each.
+-- An entry that is not of ours, because it lacks fields, comes with empty ones.
 -- A few at a time: of large messages a page holds few, and the others would have been copied for nothing.
 local SPAN = 10000000000
 local page = {redis.call('GET', KEYS[2]) or '', 0, 0}
@@ -16,14 +17,15 @@ end
 while true do
     local entries = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 20)
     for _, entry in ipairs(entries) do
-        bytes = bytes + #entry[2][4]
+        local before, members = entry[2][2] or '', entry[2][4] or ''
+        bytes = bytes + #members
         if room == 0 or (#page > 3 and bytes > tonumber(ARGV[3])) then
             page[2] = 1
             return page
         end
         page[#page + 1] = entry[1]
-        page[#page + 1] = entry[2][2]
-        page[#page + 1] = entry[2][4]
+        page[#page + 1] = before
+        page[#page + 1] = members
         after, room = entry[1], room - 1
     end
     if #entries < 20 then

@@ -14,6 +14,8 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import NamedTuple
 
+from router.pipe import Refused
+
 _FORM = re.compile(r"([0-9a-f]{8})-(\d{1,15})-(\d{1,18})(?:~([A-Za-z0-9_-]{2,340})-(\d{1,15})-(\d{1,18}))?", re.ASCII)
 
 
@@ -78,9 +80,10 @@ def parse(text: str | bytes | None) -> Position | None:
 
 
 def read(text: bytes) -> Position:
-    """Read a position that Redis has sent."""
+    """Read a position that Redis has sent. Raises: Refused when it is none: somebody else has written below our prefix."""
     found = parse(text)
-    assert found is not None, text
+    if found is None:
+        raise Refused(f"its $clock holds no position of ours: {text!r:.100}")
     return found
 
 
@@ -93,6 +96,6 @@ def before(text: bytes) -> Position:
 
 
 def id_of(text: bytes) -> Id:
-    """Read an id that Redis has sent."""
+    """Read an id that Redis has sent. Raises: ValueError when it is none."""
     ms, _, number = text.partition(b"-")
     return Id(int(ms), int(number))

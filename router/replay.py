@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple, Protocol
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
 
 from router import journal
 from router.message import Message
-from router.pipe import Done, Reply, tell
+from router.pipe import Done, Refused, Reply, tell
 from router.position import Id, id_of
+
+log = logging.getLogger("moorage.replay")
 
 PAGE_MESSAGES_MAX = 100
 PAGE_BYTES_MAX = 256 * 1024
 PAGE_BYTES_MIN = 8 * 1024  # however many channels are read side by side
 PAGES_KEPT_MAX = 256
 PAGE_SECONDS_MAX = 2.0
+STRAYS_TOLD_MAX = 256  # entries of others of which it is remembered that the log has them
 
+_END = Id(sys.maxsize, sys.maxsize)
 
 _Key = tuple[bytes, Id, int, int]  # of a page: channel, behind, number up to which, bytes at the most
 
@@ -119,37 +125,41 @@ class Reader:
         self._bus.ask(newest_command(self._keys, name, after, limit), answered)
 
     def lasts(self, names: Sequence[bytes], done: Callable[[list[Id | None] | Exception], None]) -> None:
-        """Give `done` the id of the last message of each of `names`; None where none is remembered."""
+        """Give `done` the id of the last message of each of `names`; None where none is remembered.
+
+        What is remembered and cannot be read is later than all: so the channel is looked into.
+        """
 
         def answered(reply: Reply) -> None:
             if isinstance(reply, list):
-                done([id_of(last) if last else None for last in reply])
+                done([(_id(last) or _END) if last else None for last in reply])
             else:
                 done(_fault(reply))
 
         self._bus.ask((b"MGET", *map(self._keys.last, names)), answered)
 
-    def _page(self, name: bytes, epoch: str, after: Id, upto: Id, reply: list[bytes | int]) -> Page:
+    def _page(self, name: bytes, epoch: str, after: Id, upto: Id, reply: list[Any]) -> Page:
         last, more, is_lost, *rest = reply
         entries, whole = [], True
         for index in range(0, len(rest), 3):
             id, before, members = rest[index : index + 3]
-            assert isinstance(id, bytes)
-            assert isinstance(before, bytes)
-            assert isinstance(members, bytes)
+            if not _is_ours(members):
+                _tell_stray(name, id)
+                whole = False
+                continue
             if index == 0:
-                whole = id_of(before).number <= after.number
+                whole = _is_upto(before, after)
             entry = _entry(name, epoch, id, members)
             if entry.id.number > upto.number:  # comes live
                 more = 0
                 break
             entries.append(entry)
         if not rest:
-            assert isinstance(last, bytes)
             # Nothing is remembered: nothing was published for as long as a last message is, or ever.
             is_recent = after.ms / 1000 > self._wall() - journal.RESUME_SECONDS_MAX
-            whole = id_of(last).number <= after.number if last else is_recent
-        return Page(entries, bool(more), whole and not is_lost)
+            whole = _is_upto(last, after) if last else is_recent
+        # The next page begins behind the last entry here: behind a page of none of ours it cannot be had.
+        return Page(entries, bool(more and entries), whole and not is_lost)
 
     def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = (self._clock(), page)
@@ -167,9 +177,37 @@ def newest_command(keys: journal.Keys, name: bytes, after: Id | None, limit: int
 
 
 def newest_entries(name: bytes, epoch: str, after: Id | None, reply: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
-    """Return what the answer to `newest_command` holds, from the oldest on."""
-    found = [_entry(name, epoch, id, fields[3]) for id, fields in reply]
+    """Return what the answer to `newest_command` holds of ours, from the oldest on."""
+    found = []
+    for id, fields in reply:
+        if len(fields) > 3 and _is_ours(fields[3]):
+            found.append(_entry(name, epoch, id, fields[3]))
+        else:
+            _tell_stray(name, id)
     return found if after is not None else found[::-1]
+
+
+def _is_ours(members: bytes) -> bool:
+    return members[:1] == b","
+
+
+@lru_cache(STRAYS_TOLD_MAX)
+def _tell_stray(name: bytes, id: bytes) -> None:
+    """Log that an entry was left out; each once, however many read it."""
+    log.warning("in the stream of %r, the entry %r is not of ours: somebody else writes below our prefix", name, id)
+
+
+def _id(text: bytes) -> Id | None:
+    try:
+        return id_of(text)
+    except ValueError:
+        return None
+
+
+def _is_upto(text: bytes, after: Id) -> bool:
+    """Tell whether an id is not behind `after`; one that cannot be read may be."""
+    id = _id(text)
+    return id is not None and id.number <= after.number
 
 
 def _entry(name: bytes, epoch: str, id: bytes, members: bytes) -> Entry:
@@ -177,7 +215,7 @@ def _entry(name: bytes, epoch: str, id: bytes, members: bytes) -> Entry:
 
 
 def _fault(reply: Reply) -> Exception:
-    return reply if isinstance(reply, Exception) else AssertionError(f"an answer of an unknown form: {reply!r:.200}")
+    return reply if isinstance(reply, Exception) else Refused(f"an answer of an unknown form: {reply!r:.200}")
 
 
 class Missed:

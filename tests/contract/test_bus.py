@@ -400,6 +400,27 @@ async def test_too_many_at_a_time_are_told_so(station: Station, monkeypatch: pyt
     assert isinstance(await station.publish(b"room:a"), bytes)
 
 
+@pytest.mark.usefixtures("quick")
+async def test_a_clock_that_somebody_else_has_written_is_a_fault_and_no_crash(
+    server: Embedded, station: Station, outside: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    await station.join(b"room:a")
+    epoch = outside.hget(station.keys.clock, "epoch")
+    outside.hset(station.keys.clock, "epoch", "noon")
+    await until(lambda: not station.bus.healthy(), "it is noticed")
+    assert await station.join(b"room:b") is None
+    assert station.bus.connects == 1
+    late = Station(server.url, station.prefix)
+    late.start()
+    await until(lambda: "cannot connect: its $clock holds no position of ours: b'noon-" in caplog.text, "it is told")
+    assert not late.restored
+    outside.hset(station.keys.clock, "epoch", epoch)
+    await late.up()
+    await until(station.bus.healthy, "it is well again")
+    assert await station.join(b"room:b") is not None
+    await late.stop()
+
+
 async def test_scripts_that_redis_has_forgotten_are_sent_again(station: Station, outside: Client) -> None:
     await station.join(b"room:a")
     outside.script_flush()

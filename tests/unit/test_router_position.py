@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.position import Behind, Id, Position, id_of, parse
+from router.pipe import Refused
+from router.position import Behind, Id, Position, id_of, parse, read
 
 IDS = st.builds(Id, st.integers(0, 10**15 - 1), st.integers(0, 10**18 - 1))
 EPOCHS = st.integers(0, 2**32 - 1).map("{:08x}".format)
@@ -75,3 +78,10 @@ def test_ids() -> None:
     assert bytes(Id(17, 4)) == b"17-4"
     with pytest.raises(ValueError, match="invalid literal"):
         id_of(b"17")
+
+
+@pytest.mark.parametrize("text", [b"", b"x-1-1", b"0123abcd-1", b"$clock"])
+def test_what_is_no_position_in_redis_is_refused(text: bytes) -> None:
+    assert read(b"0123abcd-17-4") == Position("0123abcd", Id(17, 4))
+    with pytest.raises(Refused, match=re.escape(f"its $clock holds no position of ours: {text!r}")):
+        read(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ from router import journal, replay
 from router.embedded import Embedded
 from router.journal import Retention
 from router.message import Message
-from router.pipe import Unconfirmed
-from router.position import Id, Position
+from router.pipe import Refused, Unconfirmed
+from router.position import START, Id, Position
 from router.replay import Entry, Missed, Page, Reader
 
 FEW = Retention(5, 3600)
@@ -257,3 +258,85 @@ def test_the_newest_in_order_and_the_lasts(desk: Desk) -> None:
     reader.lasts([b"room:a", b"room:never"], lasts.append)
     assert isinstance(lasts[0], list)
     assert [last and last.number for last in lasts[0]] == [5, None]
+
+
+def add_strays(desk: Desk, name: bytes, fields: dict[str, str], count: int = 1) -> None:
+    """Add entries as somebody else would, between those of ours: in a millisecond of their own."""
+    ms = begun = desk.place().id.ms
+    while ms == begun:
+        ms = desk.place().id.ms
+    for _ in range(count):
+        desk.client.xadd(desk.keys.stream(name), fields, id=f"{ms}-*")
+    while desk.place().id.ms == ms:
+        pass
+
+
+STRAYS = [{"x": "1"}, {"a": "b", "c": "d"}, {"p": "0-0"}, {"p": "0-0", "m": ""}, {"p": "0-0", "m": "{}", "q": "r"}]
+
+
+@pytest.mark.parametrize("stray", STRAYS, ids=str)
+def test_entries_of_others_are_left_out_and_told(
+    desk: Desk, stray: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = b"room:%d" % STRAYS.index(stray)  # each is logged once
+    start = desk.place()
+    sent = []
+    for _ in range(3):
+        add_strays(desk, name, stray)
+        sent.append(number(desk.publish(name)))
+    reader, upto = Reader(desk, desk.keys), desk.place()
+    page = page_of(reader, name, start, upto)
+    assert ([entry.id.number for entry in page.entries], page.more, page.whole) == (sent, False, False)
+    missed = Missed(reader, start.epoch, {name: start.id}, upto.id)
+    assert (numbers(read_all(missed)), missed.gaps) == (sent, [name])
+    for after in (None, START):
+        found: list[list[Entry] | Exception] = []
+        reader.newest(name, start.epoch, after, 10, found.append)
+        assert isinstance(found[0], list)
+        assert [entry.id.number for entry in found[0]] == sent
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    assert f"in the stream of {name!r}, the entry b'" in caplog.text
+
+
+def test_a_page_of_nothing_but_entries_of_others_ends_it(desk: Desk) -> None:
+    start = desk.place()
+    first = number(desk.publish(b"room:a"))
+    add_strays(desk, b"room:a", {"x": "1"}, replay.PAGE_MESSAGES_MAX + 10)
+    desk.publish(b"room:a")
+    missed = Missed(Reader(desk, desk.keys), start.epoch, {b"room:a": start.id}, desk.place().id)
+    assert numbers(read_all(missed)) == [first]
+    assert set(missed.gaps) == {b"room:a"}
+
+
+def test_a_last_id_that_cannot_be_read_is_looked_into(desk: Desk) -> None:
+    start = desk.place()
+    sent = number(desk.publish(b"room:a"))
+    for name in (b"room:a", b"room:b"):
+        desk.client.set(desk.keys.last(name), "yesterday")
+    reader, lasts = Reader(desk, desk.keys), list[list[Id | None] | Exception]()
+    reader.lasts([b"room:a", b"room:b", b"room:c"], lasts.append)
+    assert isinstance(lasts[0], list)
+    assert [last is not None and last > desk.place().id for last in lasts[0]] == [True, True, False]
+    assert [entry.id.number for entry in page_of(reader, b"room:a", start, desk.place()).entries] == [sent]
+    assert page_of(reader, b"room:b", start, desk.place()) == Page([], False, False)
+
+
+def test_an_answer_of_another_form_is_a_refusal(desk: Desk) -> None:
+    desk.is_prompt = False
+    reader, pages = Reader(desk, desk.keys), list[Page | Exception]()
+    reader.page(b"room:a", "01234567", START, START, pages.append)
+    desk.asked.popleft()[1](7)
+    assert [(type(page), str(page)) for page in pages] == [(Refused, "an answer of an unknown form: 7")]
+
+
+def test_a_bug_behind_one_who_shares_a_page_stops_no_other(desk: Desk) -> None:
+    desk.is_prompt = False
+    reader, pages = Reader(desk, desk.keys), list[Page | Exception]()
+
+    def broken(_page: object) -> None:
+        raise KeyError("a bug")
+
+    for done in (broken, pages.append):
+        reader.page(b"room:a", "01234567", START, START, done)
+    desk.fail(Unconfirmed("cut"))
+    assert [str(page) for page in pages] == ["cut"]
