@@ -27,12 +27,13 @@ from server.gate import CHALLENGE, Gate
 from server.meter import Meter
 from server.overview import Overview
 from server.stats import Pages
-from server.web import fault, http_fault
+from server.web import Connection, fault, http_fault
 
 log = logging.getLogger("moorage.admin")
 
 CHANNELS_PER_PUBLISH_MAX = 1000
 SHUTDOWN_SECONDS_MAX = 1.0  # for requests that are being answered
+BACKLOG = 128  # connections that wait to be accepted
 NOTICE_SECONDS = 1.0  # between looks at workers that are new
 
 _PAGE_HEADERS = {
@@ -76,15 +77,28 @@ async def _run(config: Config, pages: Pages, sockets: list[socket.socket], redis
         drain_seconds=config.drain_seconds,
         judge=judge,
     )
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+    listeners: list[asyncio.Server] = []
     try:
         await runner.setup()
-        for sock in sockets:
-            await web.SockSite(runner, sock).start()
+        listeners += await listen(runner, sockets)
         await stop.wait()
     finally:
+        for listener in listeners:
+            listener.close()
         await runner.cleanup()
         await redis.aclose()
+
+
+async def listen(runner: web.AppRunner, sockets: list[socket.socket]) -> list[asyncio.Server]:
+    """Serve what `runner` has set up. Not by its sites: their connections answer what they cannot read in a form of their own."""
+    server, loop = runner.server, asyncio.get_running_loop()
+    assert server is not None
+
+    def connect() -> Connection:
+        return Connection(server, loop=loop, access_log=None)  # type: ignore[arg-type]  # None: there is none
+
+    return [await loop.create_server(connect, sock=sock, backlog=BACKLOG) for sock in sockets]
 
 
 def make_app(

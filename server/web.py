@@ -83,8 +83,24 @@ class House(Protocol):
         """Return why no new connections should come here; "" when they may."""
 
 
-class Handler(RequestHandler):
-    """aiohttp's connection, with three things it does not do."""
+class Connection(RequestHandler):
+    """aiohttp's connection, whose errors are the contract's."""
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what aiohttp cannot read, or we cannot handle, in the shape of the contract."""
+        if status >= 500:
+            log.error("internal error", exc_info=exc)
+            response = fault(PeerError(Close.OUR_FAULT), status)
+        else:
+            response = fault(PeerError(Close.BAD_REQUEST, message or "", "request"), status)
+        response.force_close()
+        return response
+
+
+class Handler(Connection):
+    """One of the public port, with two more things that aiohttp's does not do."""
 
     house: House
     address = ""  # whose the connection is, if a PROXY header said so
@@ -122,18 +138,6 @@ class Handler(RequestHandler):
             return False  # nothing to answer, or nothing that could be answered any more
         self.close()  # behind the answer
         return True
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Answer what aiohttp cannot read, or we cannot handle, in the shape of the contract."""
-        if status >= 500:
-            log.error("internal error", exc_info=exc)
-            response = fault(PeerError(Close.OUR_FAULT), status)
-        else:
-            response = fault(PeerError(Close.BAD_REQUEST, message or "", "request"), status)
-        response.force_close()
-        return response
 
 
 class Web:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
@@ -62,12 +64,13 @@ async def opened(redis_url: str, gate: Gate) -> AsyncIterator[Port]:
     app = admin.make_app(pages, bus, gate=gate, message_bytes_max=MESSAGE_BYTES_MAX)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    sock = socket.create_server(("127.0.0.1", 0))
+    (listener,) = await admin.listen(runner, [sock])
     async with ClientSession(connector=TCPConnector(force_close=True)) as session:
         port = Port(app, pages, redis, session)
-        port.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        port.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         yield port
+    listener.close()
     await runner.cleanup()
     await redis.aclose()
 
@@ -305,6 +308,19 @@ async def test_a_bug_is_told_in_the_form_of_the_contract(port: Port, monkeypatch
     monkeypatch.setattr(Backend, "presence", broken)
     status, body = await port.ask("GET", "/api/channels/room:a/presence")
     assert (status, body) == (500, {"error": {"code": 3008, "reason": "internal error"}})
+
+
+@pytest.mark.parametrize("request_bytes", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost x\r\n\r\n"])
+async def test_what_is_no_http_is_told_so_in_the_form_of_the_contract(port: Port, request_bytes: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(port.url.rpartition(":")[2]))
+    writer.write(request_bytes)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.0 400 ") or head.startswith(b"HTTP/1.1 400 "), head
+    assert b"Content-Type: application/json" in head
+    error = orjson.loads(body)["error"]
+    assert (error["code"], error["field"]) == (4000, "request")
+    assert error["reason"]
 
 
 async def test_a_page_of_another_site_publishes_nothing(port: Port) -> None:
