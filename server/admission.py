@@ -70,6 +70,7 @@ class Admission:
         self._users = array("Q")
         self._told = self._refusals()
         self._told_at = -math.inf
+        self._overflows_told = stats.census_overflows
         self._examples: dict[Close, str] = {}
 
     def enter(self, fd: int, address: Callable[[], str]) -> None:
@@ -89,9 +90,12 @@ class Admission:
                 raise PeerError(
                     Close.ADDRESS_FULL, f"{found} connections from {where}, want at most {self._per_address_max}"
                 )
-            census.add(key)
-        census.add(ALL)
-        _put(self._addresses, fd, key)
+            if not self._add(key):
+                key = ALL
+        if self._add(ALL):
+            _put(self._addresses, fd, key)
+        elif key != ALL:  # what is counted, and only that, is counted out when it leaves
+            census.discard(key)
 
     def enter_user(self, fd: int, user: str) -> None:
         """Count it for its user. Raises: PeerError when she has too many."""
@@ -100,21 +104,29 @@ class Admission:
         key = key_of("user " + user)
         if (found := self._census.count(key)) >= self._per_user_max:
             raise PeerError(Close.USER_FULL, f"{found} connections of {user}, want at most {self._per_user_max}")
-        self._census.add(key)
-        _put(self._users, fd, key)
+        if self._add(key):
+            _put(self._users, fd, key)
 
     def leave(self, fd: int) -> None:
         """Count it no more, if it has been."""
         census = self._census
-        if census is None or fd >= len(self._addresses) or not (key := self._addresses[fd]):
+        if census is None:
             return
-        self._addresses[fd] = 0
-        census.discard(ALL)
-        if key != ALL:
-            census.discard(key)
+        if fd < len(self._addresses) and (key := self._addresses[fd]):
+            self._addresses[fd] = 0
+            census.discard(ALL)
+            if key != ALL:
+                census.discard(key)
         if fd < len(self._users) and (key := self._users[fd]):
             self._users[fd] = 0
             census.discard(key)
+
+    def _add(self, key: int) -> bool:
+        """Count one more; False when the table is full: it is let in, and the limits know nothing of it."""
+        assert self._census is not None
+        is_counted = self._census.add(key)
+        self._stats.census_overflows += not is_counted
+        return is_counted
 
     def refused(self, error: PeerError) -> None:
         """Note why somebody was sent away."""
@@ -147,6 +159,10 @@ class Admission:
                 self._told_at = now
                 log.warning("refused %d times: %s; the last: %s", more, code.name.lower(), self._examples.get(code, ""))
         self._told = counts
+        if more := self._stats.census_overflows - self._overflows_told:
+            self._told_at = now
+            self._overflows_told += more
+            log.warning("not counted %d times: the table that limits on connections count in is full", more)
 
     def _refusals(self) -> dict[Close, int]:
         failures = self._stats.handshake_failures

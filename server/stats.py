@@ -84,6 +84,9 @@ class Stats:
         default_factory=_zeros
     )
     sessions_refused: Annotated[int, Field(_COUNTER, "Sessions refused at a limit or while draining")] = 0
+    census_overflows: Annotated[
+        int, Field(_COUNTER, "Times that a connection was not counted for a limit because the table of counts was full")
+    ] = 0
     accept_pauses: Annotated[int, Field(_COUNTER, "Pauses of accepting because descriptors or memory ran out")] = 0
     received_messages: Annotated[int, Field(_COUNTER, "Messages received from the bus")] = 0
     published: Annotated[int, Field(_COUNTER, "Publishes the bus has taken")] = 0

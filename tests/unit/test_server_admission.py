@@ -131,5 +131,30 @@ def test_the_log_says_how_many_and_names_one(caplog: pytest.LogCaptureFixture) -
     assert len(caplog.messages) == 2, "once is enough"
 
 
+@pytest.mark.parametrize("kind", ["address", "user"])
+def test_what_a_full_table_has_not_counted_is_not_counted_out(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (100, 100))  # 448 keys fit
+    caplog.set_level(logging.WARNING, "moorage.admission")
+    gate = Gate(**{f"connections_per_{kind}_max": 1, "connections_max": 600})
+
+    def enter(fd: int, who: int) -> Close | None:
+        return gate.enter(fd, **{kind: f"who{who}"})
+
+    assert [enter(fd, fd) for fd in range(601)] == [None] * 600 + [Close.FULL]
+    assert gate.stats.census_overflows == 153, "all but 447, and that of all together"
+    gate.of[0].keep(gate.now)
+    assert "not counted 153 times: the table that limits on connections count in is full" in caplog.messages
+    gate.leave(0)
+    assert enter(700, 599) is None, "there is room for her now, and her first is not counted"
+    gate.leave(599)
+    assert enter(701, 599) is Close[f"{kind.upper()}_FULL"], "and still not when it leaves"
+    for fd in [*range(1, 599), 700]:
+        gate.leave(fd)
+    assert [enter(fd, fd) for fd in range(400)] == [None] * 400
+    assert gate.stats.census_overflows == 153
+
+
 def test_those_who_are_refused_are_told_to_stay_away_for_longer_than_others() -> None:
     assert all(code.reconnect and 1000 < least < most for code, (least, most) in AFTER_MS.items())
