@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,6 +25,15 @@ ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 20.0
 
 Json = dict[str, Any]
+
+# The server dies with the thread that has started it, so that a pytest that is killed leaves none behind: prctl(2). A
+# preexec_fn would run in a copy of a process that has threads. Whoever starts one in another thread may end that earlier.
+_BOUND = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() != {parent}:
+    sys.exit("its test has ended")
+"""
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
@@ -63,9 +73,11 @@ class Server:
             if f"--{name}" not in self.options
             for f in (f"--{name}", "127.0.0.1:0")
         ]
+        is_main = threading.current_thread() is threading.main_thread()
+        program = (_BOUND.format(parent=os.getpid()) if is_main else "") + self._program
         environ = {k: v for k, v in os.environ.items() if not k.startswith("MOORAGE_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self._program, "serve", *ports, *self.options],
+            [sys.executable, "-c", program, "serve", *ports, *self.options],
             cwd=ROOT, env={**environ, **self._env}, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -145,6 +157,13 @@ class Server:
                     found[int(title.rsplit(" ", 1)[1])] = process
         return found
 
+    def kill_worker(self, rng: random.Random) -> None:
+        """SIGKILL one of the workers, if there is one just now."""
+        workers = list(self.workers().values())
+        if workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(workers).kill()
+
     def redis(self) -> psutil.Process:
         """The embedded Valkey."""
         return next(p for p in self.family() if p.name() == "valkey-server")
@@ -185,6 +204,14 @@ class Server:
             return response.status, json.loads(text) if is_json else text
         finally:
             connection.close()
+
+    def publish(self, channel: str, data: object, **more: str) -> str:
+        """Publish as a backend does; return the position."""
+        body = {"channel": channel, "data": data, **more}
+        status, answer = self.request("POST", "/api/publish", body, admin=True)
+        assert status == 200, answer
+        found: str = answer["position"]
+        return found
 
     def stats(self) -> Json:
         """`GET /api/stats`."""

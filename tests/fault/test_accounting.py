@@ -83,10 +83,8 @@ class Chaos:
 
     def kill_worker(self) -> None:
         """SIGKILL."""
-        workers = list(self._rng.choice(self._servers).workers().values())
-        if workers and self.done.count("kill_worker") < 8:  # within the budget of restarts
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._rng.choice(workers).kill()
+        if self.done.count("kill_worker") < 8:  # within the budget of restarts
+            self._rng.choice(self._servers).kill_worker(self._rng)
 
     def cut_subscribers(self) -> None:
         """CLIENT KILL of everything that subscribes."""

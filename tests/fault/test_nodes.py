@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 import redis
 from accounting import Sites, account
@@ -102,10 +101,8 @@ class Chaos:
 
     def kill_worker(self) -> None:
         """SIGKILL."""
-        workers = list(self._rng.choice(self._servers).workers().values())
-        if workers and self.done.count("kill_worker") < 8:  # within the budget of restarts
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._rng.choice(workers).kill()
+        if self.done.count("kill_worker") < 8:  # within the budget of restarts
+            self._rng.choice(self._servers).kill_worker(self._rng)
 
     async def freeze(self) -> None:
         """SIGSTOP of a node without a replica: the cluster can wait, or gives up for a while."""

@@ -58,15 +58,6 @@ def read(server: Server, channel: str, what: str) -> tuple[int, Json]:
     return server.request("GET", f"/api/channels/{quote(channel, safe='')}/{what}", admin=True)
 
 
-def publish(server: Server, channel: str, data: object, **more: str) -> str:
-    """Publish as a backend does; return the position."""
-    body = {"channel": channel, "data": data, **more}
-    status, answer = server.request("POST", "/api/publish", body, admin=True)
-    assert status == 200, answer
-    found: str = answer["position"]
-    return found
-
-
 # History.
 
 
@@ -76,7 +67,7 @@ def test_history_is_the_one_that_clients_get(server: Server, channel: str) -> No
         for n in range(3):
             client.send({"op": "publish", "id": n, "channel": channel, "data": {"n": n, "text": "é\n\u2028"}})
             client.expect("published")
-        positions = [publish(server, channel, n) for n in range(3)]
+        positions = [server.publish(channel, n) for n in range(3)]
         client.send({"op": "history", "id": 1, "channel": channel, "limit": 5})
         theirs = client.expect("history")
     status, answer = read(server, channel, "history?limit=5")
@@ -93,7 +84,7 @@ def test_history_in_pages(server: Server) -> None:
     begin = read(server, channel, "history")[1]
     assert begin["messages"] == []
     for n in range(60):
-        publish(server, channel, n)
+        server.publish(channel, n)
     assert [m["data"] for m in read(server, channel, "history")[1]["messages"]] == list(range(10, 60)), "the newest 50"
     got, at = [], begin["position"]
     while page := (answer := read(server, channel, f"history?after={at}&limit=25")[1])["messages"]:
@@ -188,12 +179,12 @@ def test_a_live_only_channel_has_no_positions(server: Server) -> None:
 
 def test_a_channel_keeps_what_its_namespace_says(server: Server) -> None:
     for n in range(5):
-        publish(server, "short:a", n)
+        server.publish("short:a", n)
     assert [m["data"] for m in read(server, "short:a", "history")[1]["messages"]] == [3, 4]
 
 
 def test_who_may_publish(server: Server) -> None:
-    publish(server, "news:today", 1)
+    server.publish("news:today", 1)
     for body, field in (
         ({"channel": "closed:a"}, "channel"),
         ({"channels": ["room:a", "closed:a"]}, "channels"),
@@ -205,12 +196,12 @@ def test_who_may_publish(server: Server) -> None:
 
 def test_one_idempotency_key_is_one_message(server: Server) -> None:
     with server.joined("reader", "room:once", "room:twice") as client:
-        first = publish(server, "room:once", "first", idempotency="é 1")
-        assert publish(server, "room:once", "again", idempotency="é 1") == first
+        first = server.publish("room:once", "first", idempotency="é 1")
+        assert server.publish("room:once", "again", idempotency="é 1") == first
         body = {"channels": ["room:once", "room:twice"], "data": "rest", "idempotency": "é 1"}
         status, answer = server.request("POST", "/api/publish", body, admin=True)
         assert (status, answer["positions"]["room:once"]) == (200, first)
-        publish(server, "room:once", "other", idempotency="2")
+        server.publish("room:once", "other", idempotency="2")
         # A client's keys are its own.
         client.send({"op": "publish", "id": 1, "channel": "room:once", "data": "mine", "idempotency": "2"})
         assert [m["data"] for m in client.messages(4)] == ["first", "rest", "other", "mine"]

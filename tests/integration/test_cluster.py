@@ -66,13 +66,6 @@ def check_complete(heard: list[Json], channels: list[str], count: int = COUNT) -
         assert mine == list(range(index, count, len(channels))), channel
 
 
-def publish(server: Server, channel: str, data: object) -> str:
-    status, answer = server.request("POST", "/api/publish", {"channel": channel, "data": data}, admin=True)
-    assert status == 200, answer
-    found: str = answer["position"]
-    return found
-
-
 def test_messages_of_every_shard_reach_everybody_on_both_transports(server: Server) -> None:
     lines = [server.joined(f"l{n}", *ROOMS) for n in range(4)]
     events = server.event_client("user=e&" + "&".join(f"channel={room}" for room in ROOMS))
@@ -105,13 +98,13 @@ def test_a_stream_resumes_and_what_is_new_comes_behind(server: Server) -> None:
     publish_many(server, ROOMS, 80)
     with server.event_client(query, Last_Event_ID=at) as client:
         assert client.expect("connected")["recovered"] is True
-        publish(server, ROOMS[0], "new")
+        server.publish(ROOMS[0], "new")
         heard = [client.expect("message") for _ in range(81)]
     assert heard[-1]["data"] == "new"
     check_complete(heard[:-1], ROOMS, 80)
     with server.event_client(query, Last_Event_ID=heard[-1]["position"]) as client:
         assert client.expect("connected")["recovered"] is True
-        publish(server, ROOMS[3], "newer")
+        server.publish(ROOMS[3], "newer")
         assert client.expect("message")["data"] == "newer", "nothing comes twice"
 
 
@@ -128,7 +121,7 @@ def test_a_subscription_that_begins_in_the_past_can_be_cut_anywhere(server: Serv
     with server.joined("p", room, other, position=at) as client:
         assert client.connected["recovered"] is True
         heard += client.messages(35)
-        publish(server, other, "end")
+        server.publish(other, "end")
         assert client.expect("message")["data"] == "end"
     assert [message["data"] for message in heard] == list(range(0, 120, 2))
 

@@ -46,13 +46,6 @@ def server(config: Path) -> Iterator[Server]:
         yield made
 
 
-def publish(server: Server, channel: str, data: object) -> str:
-    status, answer = server.request("POST", "/api/publish", {"channel": channel, "data": data}, admin=True)
-    assert status == 200, answer
-    found: str = answer["position"]
-    return found
-
-
 def publish_many(server: Server, channels: list[str]) -> None:
     """Publish numbers from 0 on over `channels`, and wait until each is answered."""
     with server.joined("speaker") as speaker:
@@ -109,8 +102,8 @@ def test_a_subscription_from_a_position_can_be_cut_anywhere(server: Server) -> N
     with server.joined("late", "room:main") as client:
         at = client.connected["position"]
     for n in range(20):
-        publish(server, "room:side", n)
-    main = publish(server, "room:main", "before")
+        server.publish("room:side", n)
+    main = server.publish("room:main", "before")
     for cut in (1, 10, 20):
         with server.joined("late", "room:main", position=at) as client:
             assert client.expect("message", data="before")["position"] == main
@@ -120,7 +113,7 @@ def test_a_subscription_from_a_position_can_be_cut_anywhere(server: Server) -> N
         last = heard[-1]["position"]
         with server.joined("late", "room:main", "room:side", position=last) as client:
             assert client.connected["recovered"] is True
-            publish(server, "room:main", "fence")
+            server.publish("room:main", "fence")
             while heard[-1]["data"] != "fence":
                 heard.append(client.expect("message"))
         assert [m["data"] for m in heard if m["channel"] == "room:side"] == list(range(20))
@@ -145,12 +138,12 @@ def test_a_channel_that_was_quiet_is_recovered_and_one_that_was_trimmed_is_not(s
     with server.joined("back", *channels) as client:
         at = client.connected["position"]
     for n in range(5):
-        publish(server, "few:full", n)
+        server.publish("few:full", n)
     connected, heard = back(server, at, *channels)
     assert connected["recovered"] is True
     assert [m["data"] for m in heard] == list(range(5))
     for n in range(6):
-        publish(server, "few:over", n)
+        server.publish("few:over", n)
     connected, heard = back(server, at, *channels)
     assert (connected["position"], connected["recovered"]) == (at, False)
     assert [m["channel"] for m in heard if m["op"] == "gap"] == ["few:over"]
@@ -161,7 +154,7 @@ def test_a_channel_that_was_quiet_is_recovered_and_one_that_was_trimmed_is_not(s
 def test_what_has_expired_is_told(server: Server) -> None:
     with server.joined("back", "brief:a", "brief:quiet") as client:
         at = client.connected["position"]
-    publish(server, "brief:a", 1)
+    server.publish("brief:a", 1)
     path = "/api/channels/brief:a/history"
     wait_until(lambda: not server.request("GET", path, admin=True)[1]["messages"], "it has expired")
     connected, heard = back(server, at, "brief:a", "brief:quiet")
@@ -172,7 +165,7 @@ def test_what_has_expired_is_told(server: Server) -> None:
 def test_a_live_only_message_is_not_kept(server: Server) -> None:
     with server.joined("back", "live:a") as client:
         at = client.connected["position"]
-    assert not publish(server, "live:a", 1)
+    assert not server.publish("live:a", 1)
     connected, heard = back(server, at, "live:a")
     assert (connected["recovered"], heard) == (True, [])
 
@@ -210,13 +203,13 @@ def test_a_cut_of_the_bus_is_repaired_without_a_gap(start_server: Callable[..., 
 def test_a_redis_that_has_lost_everything_is_told(start_server: Callable[..., Server], valkey: Embedded) -> None:
     server = start_server("--workers", "2", "--redis", valkey.url)
     client = server.joined("reader", "room:a")
-    at = publish(server, "room:a", 1)
+    at = server.publish("room:a", 1)
     client.expect("message", position=at)
     reconnects = server.stats()["total"]["bus_reconnects"]
     valkey.restart()
     wait_until(lambda: server.stats()["total"]["bus_reconnects"] >= reconnects + 2, "every worker is back")
     assert {client.expect("gap")["channel"] for _ in range(2)} == {"@reader", "room:a"}
-    after = publish(server, "room:a", 2)
+    after = server.publish("room:a", 2)
     client.expect("message", position=after)
     found, lost = position.parse(after), position.parse(at)
     assert found
