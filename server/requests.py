@@ -51,6 +51,9 @@ class House(Protocol):
     def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
         """Say goodbye and close."""
 
+    def failed(self, session: Session) -> None:
+        """A bug shows with this session: it ends, the others stay."""
+
     def claims(self, session: Session) -> Claims:
         """What the session may do."""
 
@@ -147,6 +150,13 @@ class Requests:
         if session.fd != CLOSED and session not in self._busy and session in self._rests:
             self.received(session, b"")
 
+    def _go_on(self, handle: Callable[..., None], session: Session, *found: object) -> None:
+        """Handle what a session that is held has waited for: with a bug in the way it would be held for ever."""
+        try:
+            handle(session, *found)
+        except Exception:
+            self._house.failed(session)
+
     def _connect(self, session: Session, request: lines.Request) -> None:
         raise PeerError(Close.ALREADY_CONNECTED, field="op")
 
@@ -164,7 +174,7 @@ class Requests:
             reason = f"{len(known)} already, want at most {self._channels_max}"
             raise PeerError(Close.TOO_MANY_CHANNELS, reason, "channel", request.id)
         self.hold(session)
-        self._house.feed.join([name], partial(self._subscribed, session, request, name in known))
+        self._house.feed.join([name], partial(self._go_on, self._subscribed, session, request, name in known))
 
     def _subscribed(self, session: Session, request: lines.Subscribe, known: bool, began: bytes | None) -> None:
         if session.fd == CLOSED:
@@ -290,7 +300,8 @@ class Requests:
         if not self._namespaces.of(request.channel).durable:
             raise PeerError(Close.BAD_REQUEST, f"{request.channel} is live-only", "channel", request.id)
         self.hold(session)
-        self._lookups.history(request.channel, request.after, request.limit, partial(self._told, session, request))
+        told = partial(self._go_on, self._told, session, request)
+        self._lookups.history(request.channel, request.after, request.limit, told)
 
     def _presence(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.Presence)
@@ -299,7 +310,7 @@ class Requests:
         if not self._namespaces.of(request.channel).presence:
             raise PeerError(Close.BAD_REQUEST, f"{request.channel} has no presence", "channel", request.id)
         self.hold(session)
-        self._lookups.presence(request.channel, partial(self._told, session, request))
+        self._lookups.presence(request.channel, partial(self._go_on, self._told, session, request))
 
     def _check_readable(self, session: Session, channel: str, id: lines.Id) -> None:
         """Raise PeerError unless the session may see what is in `channel`: whoever may subscribe to it may."""

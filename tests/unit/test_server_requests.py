@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,12 +44,19 @@ class House:
 
     def __init__(self) -> None:
         self.stats = Stats()
-        self.pool, self.bus, self.feed = SimpleNamespace(stats=self.stats), self, None
+        self.muted: set[Session] = set()
+        self.pool = SimpleNamespace(stats=self.stats, mute=self.muted.add, unmute=self.muted.remove)
+        self.bus, self.feed = self, SimpleNamespace(join=lambda _names, done: self.joins.append(done))
+        self.joins: list[Callable[[bytes], None]] = []
+        self.faulty: list[Session] = []
         self.admission = SimpleNamespace(publish_wait_ms=lambda _who, _user: 0)
         self.waiting: list[Done] = []
         self.is_down = False
         house: Any = self
         self.requests = Requests(house, Namespaces(), channels_max=128, message_bytes_max=65536)
+
+    def failed(self, session: Session) -> None:
+        self.faulty.append(session)
 
     def claims(self, session: Session) -> Claims:
         return Claims(session.user)
@@ -112,3 +120,13 @@ def test_nothing_is_kept_of_those_who_wait_for_nothing(house: House, reply: obje
     assert alice.take()[-1] == ("error", 9)
     assert house.requests._in_flight == {}
     assert bob.take() == []
+
+
+def test_a_bug_behind_an_answer_ends_the_session_that_waits_for_it(house: House) -> None:
+    alice, bob = Speaker("alice"), Speaker("bob")
+    for each in (alice, bob):
+        house.requests.received(each, b'{"op":"subscribe","id":1,"channel":"room:a"}\n')
+    assert house.muted == {alice, bob}
+    for joined in house.joins:
+        joined(b"01234567-1-1")  # and this worker has no carousel
+    assert house.faulty == [alice, bob]
