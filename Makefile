@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-JOBS ?= 4
+JOBS ?= 6
 
 .PHONY: install serve test check bench lock clean
 

@@ -21,7 +21,8 @@ from router import journal, position
 from router.link import DEADLINE_SECONDS, Link, Subscriber
 from router.listeners import Interest, Listeners
 from router.node import Locator, has_moved
-from router.pipe import BusDown, Busy, Done, Pipe, Refused, Reply, Unconfirmed, pack, tell
+from router.outcome import BusDown, Busy, Refused, Unconfirmed
+from router.pipe import Done, Pipe, Reply, pack, tell
 from router.publisher import Publisher
 
 log = logging.getLogger("moorage.bus")

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from router import topology
 from router.cluster_client import ClusterClient, Next
 from router.journal import Keys
-from router.pipe import BusDown, Refused, Unconfirmed
+from router.outcome import BusDown, Refused, Unconfirmed
 from router.sentinel import Sentinels
 from router.site import Site
 

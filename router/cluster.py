@@ -20,7 +20,8 @@ from router.link import Link, Strand, Subscriber
 from router.listeners import Interest, Listeners
 from router.node import Node
 from router.nodes import Nodes, SharedLink
-from router.pipe import BusDown, Busy, Done, Refused, Reply
+from router.outcome import BusDown, Busy, Refused
+from router.pipe import Done, Reply
 from router.vector import shard_of
 
 MOVING_SECONDS_MAX = 3.0  # a publish waits so long for a slot that is on the move

@@ -12,7 +12,8 @@ from typing import Any
 from router import slots
 from router.cluster import is_elsewhere
 from router.node import open_pipe
-from router.pipe import BusDown, Pipe, Refused, Unconfirmed, pack
+from router.outcome import BusDown, Refused, Unconfirmed
+from router.pipe import Pipe, pack
 from router.site import Site
 from router.slots import Address
 

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from router import journal
 from router.node import Node, open_pipe
-from router.pipe import Done, Pipe, Refused, Reply, Unconfirmed, pack, tell
+from router.outcome import Refused, Unconfirmed
+from router.pipe import Done, Pipe, Reply, pack, tell
 
 DEADLINE_SECONDS = 3.0  # for each step of connecting
 

@@ -6,7 +6,8 @@ import asyncio
 import ssl
 from typing import Protocol
 
-from router.pipe import Pipe, Refused, Reply
+from router.outcome import Refused
+from router.pipe import Pipe, Reply
 
 VERSION_MIN = 7  # of Redis: the scripts ask for the time before they write; all of Valkey is newer
 

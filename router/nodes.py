@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 from router import slots
 from router.link import Link
 from router.node import Node, open_pipe
-from router.pipe import Pipe, Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
+from router.pipe import Pipe
 from router.slots import Address
 
 log = logging.getLogger("moorage.bus")

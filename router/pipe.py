@@ -10,26 +10,12 @@ from typing import TypeVar, cast
 
 import hiredis
 
+from router.outcome import Refused, Unconfirmed
+
 log = logging.getLogger("moorage.pipe")
 
 
-class BusDown(Exception):
-    """It was not sent: the bus is down. Nobody has received it."""
-
-
-class Busy(Exception):
-    """It was not sent: too many publishes wait for their answers."""
-
-
-class Refused(Exception):
-    """Redis answered with an error; the text is Redis's."""
-
-
-class Unconfirmed(Exception):
-    """It was sent, and no answer came: it may or may not have been done."""
-
-
-Reply = object  # bytes, int, list …, or an instance of one of the exceptions above
+Reply = object  # bytes, int, list …, or an instance of one of the exceptions of router.outcome
 Done = Callable[[Reply], None]
 
 Command = tuple[bytes | str | int, ...]

@@ -14,7 +14,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import NamedTuple
 
-from router.pipe import Refused
+from router.outcome import Refused
 
 _FORM = re.compile(r"([0-9a-f]{8})-(\d{1,15})-(\d{1,18})(?:~([A-Za-z0-9_-]{2,340})-(\d{1,15})-(\d{1,18}))?", re.ASCII)
 

@@ -27,7 +27,8 @@ import orjson
 from router.bus import Bus
 from router.namespaces import personal
 from router.note import REPLIES
-from router.pipe import Reply, Unconfirmed
+from router.outcome import Unconfirmed
+from router.pipe import Reply
 from router.table import Sink, Table
 
 log = logging.getLogger("moorage.presence")

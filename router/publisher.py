@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from router.pipe import Done, Pipe, Refused, Reply, pack
+from router.outcome import Refused
+from router.pipe import Done, Pipe, Reply, pack
 
 WAITING_MAX = 20_000  # while the script is being sent
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from router.bus import BusDown
 from router.message import Message
-from router.pipe import Unconfirmed
+from router.outcome import Unconfirmed
 from router.position import Id
 from router.replay import Missed, Reader
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from router import journal
 from router.message import Message
-from router.pipe import Done, Refused, Reply, tell
+from router.outcome import Refused
+from router.pipe import Done, Reply, tell
 from router.position import Id, id_of
 
 log = logging.getLogger("moorage.replay")

@@ -23,7 +23,8 @@ import orjson
 
 from router.namespaces import Namespaces
 from router.note import Kind, Note
-from router.pipe import Done, Refused, Reply
+from router.outcome import Refused
+from router.pipe import Done, Reply
 from router.roster import WINDOW_SECONDS, YOUNG_SECONDS_MAX, Roster
 
 log = logging.getLogger("moorage.rosters")

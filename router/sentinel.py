@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from router.pipe import Refused
+from router.outcome import Refused
 
 if TYPE_CHECKING:
     from router.topology import Node

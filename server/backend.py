@@ -18,7 +18,7 @@ import orjson
 from router import clients, journal, position, vector
 from router.bus import BusDown
 from router.namespaces import Namespaces, Policy, personal
-from router.pipe import Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
 from router.presence import Found, Tally, question
 from router.replay import newest_command, newest_entries
 from router.vector import Vector, shard_of

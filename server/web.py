@@ -21,7 +21,8 @@ from aiohttp.web_protocol import RequestHandler
 
 from router import journal
 from router.namespaces import Policy
-from router.pipe import Reply, Unconfirmed
+from router.outcome import Unconfirmed
+from router.pipe import Reply
 from router.wiring import AnyBus, AnyFeed
 from server import limits, lines, sse
 from server.access import may_publish

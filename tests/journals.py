@@ -12,7 +12,8 @@ from router import journal
 from router.embedded import Embedded
 from router.journal import Keys, Retention
 from router.message import Message
-from router.pipe import Done, Refused
+from router.outcome import Refused
+from router.pipe import Done
 from router.position import Position, parse
 from router.table import Channel, Table
 

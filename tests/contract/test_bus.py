@@ -14,7 +14,8 @@ from router import bus, journal
 from router.bus import BusDown, Busy
 from router.embedded import Embedded
 from router.journal import Retention
-from router.pipe import Refused, pack
+from router.outcome import Refused
+from router.pipe import pack
 
 
 @pytest.fixture(scope="module", params=KINDS)

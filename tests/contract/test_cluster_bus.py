@@ -18,7 +18,8 @@ from router.journal import Retention
 from router.link import Link, Strand
 from router.listeners import Listeners
 from router.nodes import Nodes
-from router.pipe import BusDown, Refused, Reply, Unconfirmed, pack
+from router.outcome import BusDown, Refused, Unconfirmed
+from router.pipe import Reply, pack
 from router.site import Site
 from router.slots import Address, slot_of, tags
 

@@ -18,7 +18,8 @@ from stations import Client, Proxy, Station, client_of, number, until, watched
 from router import bus, link
 from router.bus import BusDown, Unconfirmed
 from router.embedded import Embedded
-from router.pipe import Refused, pack
+from router.outcome import Refused
+from router.pipe import pack
 
 
 @pytest.fixture

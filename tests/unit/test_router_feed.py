@@ -16,7 +16,7 @@ from router.feed import Feed
 from router.journal import Retention
 from router.message import Message
 from router.notice import GAPS_PER_TURN
-from router.pipe import Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
 from router.position import parse
 from router.replay import Reader
 from router.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from router.node import check_role, check_version, has_moved
-from router.pipe import Refused
+from router.outcome import Refused
 
 
 @pytest.mark.parametrize(

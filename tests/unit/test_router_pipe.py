@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from router import pipe as pipes
-from router.pipe import Pipe, Refused, Reply, Unconfirmed, pack
+from router.outcome import Refused, Unconfirmed
+from router.pipe import Pipe, Reply, pack
 
 PING = pack((b"PING",))
 

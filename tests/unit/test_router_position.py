@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.pipe import Refused
+from router.outcome import Refused
 from router.position import Behind, Id, Position, id_of, parse, read
 
 IDS = st.builds(Id, st.integers(0, 10**15 - 1), st.integers(0, 10**18 - 1))

@@ -9,7 +9,8 @@ from journals import Ear
 
 from router import presence
 from router.bus import BusDown
-from router.pipe import Done, Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
+from router.pipe import Done
 from router.presence import Presence
 from router.table import Table
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from router import publisher
-from router.pipe import Done, Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
+from router.pipe import Done
 from router.publisher import Publisher
 
 

@@ -12,7 +12,7 @@ from router import repair
 from router.bus import BusDown
 from router.embedded import Embedded
 from router.journal import Retention
-from router.pipe import Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
 from router.position import Id
 from router.repair import Found, Repair
 from router.replay import Reader

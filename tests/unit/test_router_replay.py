@@ -13,7 +13,7 @@ from router import journal, replay
 from router.embedded import Embedded
 from router.journal import Retention
 from router.message import Message
-from router.pipe import Refused, Unconfirmed
+from router.outcome import Refused, Unconfirmed
 from router.position import START, Id, Position
 from router.replay import Entry, Missed, Page, Reader
 

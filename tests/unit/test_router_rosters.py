@@ -14,7 +14,8 @@ import pytest
 from router import rosters
 from router.namespaces import Namespace, Namespaces
 from router.note import Kind, Note
-from router.pipe import Done, Unconfirmed
+from router.outcome import Unconfirmed
+from router.pipe import Done
 from router.roster import GRACE_SECONDS, Roster
 from router.rosters import SILENT_SECONDS_MAX, Rosters
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from router.message import Message
-from router.pipe import Unconfirmed
+from router.outcome import Unconfirmed
 from router.position import Id, Position
 from router.replay import PAGE_BYTES_MAX, Entry, Page
 from router.trail import Trail

@@ -11,7 +11,7 @@ from journals import Desk, number
 from router.embedded import Embedded
 from router.journal import Retention
 from router.message import Message
-from router.pipe import Unconfirmed
+from router.outcome import Unconfirmed
 from router.position import Position
 from router.replay import Missed
 from server import catchup, lines

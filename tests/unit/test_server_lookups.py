@@ -11,7 +11,7 @@ from journals import Desk
 
 from router import vector
 from router.embedded import Embedded
-from router.pipe import Unconfirmed
+from router.outcome import Unconfirmed
 from router.replay import Reader
 from server.close import Close, PeerError
 from server.lookups import Done, Lookups

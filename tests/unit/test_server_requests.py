@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from router.namespaces import Namespaces
-from router.pipe import BusDown, Done, Unconfirmed
+from router.outcome import BusDown, Unconfirmed
+from router.pipe import Done
 from server import limits
 from server.auth import Claims
 from server.requests import Requests

@@ -11,7 +11,7 @@ from journals import Desk, number
 from router.embedded import Embedded
 from router.message import Message
 from router.namespaces import Namespace, Namespaces
-from router.pipe import Unconfirmed
+from router.outcome import Unconfirmed
 from router.position import Position, parse
 from server import lines
 from server.close import Close
