@@ -27,7 +27,7 @@ READ_BYTES = 64 * 1024
 EVENTS_MAX = 512
 CHECK_SECONDS = 0.3  # in which a message sent twice would have come
 IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): choose the port in connect(), where it need only be unique per destination
-SPARE_DESCRIPTORS = 64
+SPARE_DESCRIPTORS = 512  # of a client process: what it inherits from a conductor with a hundred others, too
 EPOLLIN, EPOLLOUT = select.EPOLLIN, select.EPOLLOUT
 
 
