@@ -14,7 +14,7 @@ def test_a_worker_keeps_room_for_being_the_fullest() -> None:
 
 
 def test_a_machine_that_is_large_enough_passes() -> None:
-    check(2_000_000, 106, 101, LARGE)
+    check(2_000_000, 106, 103, LARGE)
 
 
 def test_everything_that_is_missing_is_told_at_once_with_what_would_do() -> None:
