@@ -180,6 +180,15 @@ class Requests:
         if session.fd == CLOSED:
             return
         house, name = self._house, request.channel.encode()
+        asked, at = house.feed.read(request.position), house.feed.read(began)
+        is_durable = self._namespaces.of(request.channel).durable
+        if is_durable and asked and not at and not known:
+            # Nobody can say what it missed. Were it let in, a repair would send what was published since this worker lost the
+            # bus, and that may be what it has had elsewhere.
+            self._say(session, lines.error(PeerError(Close.BUS_DOWN, id=request.id), retry_ms(Close.BUS_DOWN)))
+            if session.fd != CLOSED:
+                self.release(session)
+            return
         house.carousel.flush(session)  # what it has had so far on its other channels is all before `began`
         if session.fd == CLOSED:
             return
@@ -187,8 +196,6 @@ class Requests:
             house.table.add(session, name)
         if request.gaps:
             house.feed.watchers.watch(session, name)
-        asked, at = house.feed.read(request.position), house.feed.read(began)
-        is_durable = self._namespaces.of(request.channel).durable
         answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
         if (
             is_durable

@@ -267,15 +267,22 @@ class LineSubscriber(Subscriber):
             if self._late is None and len(self.channels) > 1 and self._rng.random() < 0.3:
                 self._late, self._since = self.channels[-1], self._position
             writer.write(_line({"op": "connect", "user": self.name, "channels": self._present(), **resume}))
-            if self._late is not None:  # where it was, however far the others have come meanwhile
-                since = {"position": self._since} if self._since else {}
-                writer.write(_line({"op": "subscribe", "id": 1, "channel": self._late, **since}))
+            since = {"position": self._since} if self._since else {}  # however far the others have come meanwhile
+            subscribe = _line({"op": "subscribe", "id": 1, "channel": self._late, **since})
+            if self._late is not None:
+                writer.write(subscribe)
             while True:
                 line = await reader.readline()
                 if not line.endswith(b"\n"):
                     return
-                if line != b"\n":
-                    yield json.loads(line)
+                if line == b"\n":
+                    continue
+                event: Json = json.loads(line)
+                yield event
+                if event["op"] == "error":  # nobody can say now what it missed there
+                    assert event["code"] == 3005, event
+                    await asyncio.sleep(min(event["after_ms"], 300) / 1000)
+                    writer.write(subscribe)
         finally:
             writer.transport.abort()
 

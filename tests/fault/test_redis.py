@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import redis
@@ -140,6 +141,33 @@ def test_a_redis_that_dies_is_started_again(start_server: StartServer) -> None:
     after = events.expect("message")["position"]
     assert before.split("-")[0] != after.split("-")[0], "its data are gone, so this is another epoch"
     assert load.codes() <= {3005, 3006}
+
+
+def test_who_has_been_further_elsewhere_is_sent_nothing_twice(
+    start_server: StartServer, valkey: Embedded, tmp_path: Path
+) -> None:
+    """One server is cut off from Redis while another goes on: what it repairs then is not new to everybody."""
+    way = tmp_path / "redis.sock"
+    way.symlink_to(valkey.url.removeprefix("unix://"))
+    behind = start_server("--workers", "1", "--redis", f"unix://{way}")
+    ahead = start_server("--workers", "1", "--redis", valkey.url)
+    alice, elsewhere = behind.joined("alice"), ahead.joined("elsewhere", "room:a")
+    way.unlink()
+    with redis.Redis.from_url(valkey.url) as operator:
+        operator.client_kill_filter(_type="pubsub")
+    wait_until(lambda: behind.stats()["total"]["bus_connected"] == 0, "one is cut off")
+    wait_until(lambda: readiness(ahead) == 200, "the other is back")
+    for number in range(3):
+        ahead.publish("room:a", number)
+    subscribe = {"op": "subscribe", "channel": "room:a", "position": elsewhere.messages(3)[-1]["position"]}
+    alice.send({**subscribe, "id": 1})
+    assert alice.expect("error", id=1, code=3005)["after_ms"] > 0
+    way.symlink_to(valkey.url.removeprefix("unix://"))
+    wait_until(lambda: readiness(behind) == 200, "it is back")
+    alice.send({**subscribe, "id": 2})
+    alice.expect("subscribed", id=2, recovered=True)
+    ahead.publish("room:a", "new")
+    assert alice.messages(1)[0]["data"] == "new"
 
 
 def test_a_redis_that_is_not_there_yet(start_server: StartServer, valkey: Embedded) -> None:

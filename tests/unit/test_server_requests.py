@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from router import vector
 from router.namespaces import Namespaces
 from router.outcome import BusDown, Unconfirmed
 from router.pipe import Done
@@ -47,8 +48,10 @@ class House:
         self.stats = Stats()
         self.muted: set[Session] = set()
         self.pool = SimpleNamespace(stats=self.stats, mute=self.muted.add, unmute=self.muted.remove)
-        self.bus, self.feed = self, SimpleNamespace(join=lambda _names, done: self.joins.append(done))
-        self.joins: list[Callable[[bytes], None]] = []
+        self.bus, self.feed = self, SimpleNamespace(
+            join=lambda _names, done: self.joins.append(done), read=lambda text: vector.parse(text, 1)
+        )
+        self.joins: list[Callable[[bytes | None], None]] = []
         self.faulty: list[Session] = []
         self.admission = SimpleNamespace(publish_wait_ms=lambda _who, _user: 0)
         self.waiting: list[Done] = []
@@ -131,3 +134,17 @@ def test_a_bug_behind_an_answer_ends_the_session_that_waits_for_it(house: House)
     for joined in house.joins:
         joined(b"01234567-1-1")  # and this worker has no carousel
     assert house.faulty == [alice, bob]
+
+
+def test_who_goes_on_from_a_position_without_a_bus_is_not_let_in(house: House) -> None:
+    """What is read when it is back begins where this worker was, and she may have been further elsewhere."""
+    alice = Speaker("alice")
+    subscribe = b'{"op":"subscribe","id":1,"channel":"room:a","position":"01234567-5-5"}\n{"op":"ping","id":2}\n'
+    house.requests.received(alice, subscribe)
+    house.joins.pop()(None)
+    refused, answered = alice.told
+    assert (refused["op"], refused["id"], refused["code"]) == ("error", 1, 3005)
+    assert refused["after_ms"] > 0
+    assert alice.channels == ()
+    assert answered == {"op": "pong", "id": 2}, "she is read again"
+    assert not house.muted
