@@ -48,16 +48,21 @@ class House:
         self.stats = Stats()
         self.muted: set[Session] = set()
         self.pool = SimpleNamespace(stats=self.stats, mute=self.muted.add, unmute=self.muted.remove)
-        self.bus, self.feed = self, SimpleNamespace(
-            join=lambda _names, done: self.joins.append(done), read=lambda text: vector.parse(text, 1)
-        )
+        self.bus = self
         self.joins: list[Callable[[bytes | None], None]] = []
+        self.feed = self
         self.faulty: list[Session] = []
         self.admission = SimpleNamespace(publish_wait_ms=lambda _who, _user: 0)
         self.waiting: list[Done] = []
         self.is_down = False
         house: Any = self
         self.requests = Requests(house, Namespaces(), channels_max=128, message_bytes_max=65536)
+
+    def join(self, _names: list[bytes], done: Callable[[bytes | None], None]) -> None:
+        self.joins.append(done)
+
+    def read(self, text: vector.Text) -> vector.Vector | None:
+        return vector.parse(text, 1)
 
     def failed(self, session: Session) -> None:
         self.faulty.append(session)
