@@ -124,7 +124,9 @@ class Trail:
             return found  # they have them, and a storm has a hundred for each connection
         placed = []
         reached = self._reached.having(leg.shard, leg.since._replace(behind=None))
-        packed = None if len(reached.parts) == 1 else [vector.pack(str(part).encode()) for part in reached.parts]
+        # A channel of another shard that is behind has nothing to come here: it is not subscribed to now, or has all.
+        texts = [str(part._replace(behind=None)).encode() for part in reached.parts]
+        packed = None if len(texts) == 1 else list(map(vector.pack, texts))
         for message in found:
             id, behind = id_of(message.id), b""
             at = message.position

@@ -92,6 +92,17 @@ def test_a_channel_that_is_behind_goes_first_and_can_be_cut_anywhere() -> None:
         assert [each.channel for each in rest] == [each.channel for each in everything[cut:]]
 
 
+@pytest.mark.parametrize("wanted", [{A}, {A, NAMES[1][1]}])
+def test_a_channel_that_is_behind_and_not_come_back_to_holds_up_nothing(wanted: set[bytes]) -> None:
+    """She was cut while she was sent the past of B, and comes back without it."""
+    since, upto = vector(1, 8, 3).but(B, Id(6, 6)), vector(5, 9, 3)
+    found = walk(Trail(Library(NUMBERS), since, upto, wanted))
+    assert [message.channel for message in found if message.channel == A] == [A] * 4
+    assert {message.channel for message in found} == wanted
+    for message in found:
+        assert parse(message.position, SHARDS) is not None
+
+
 def test_gaps_of_all_shards_are_known_with_the_first_step() -> None:
     trail = Trail(Library(NUMBERS, {B}), vector(1, 6, 3), vector(5, 9, 3), NUMBERS)
     trail.step(lambda _found: None)
