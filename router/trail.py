@@ -7,6 +7,7 @@ out, so that it is known from the start whether something is lacking.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
@@ -16,6 +17,8 @@ from router.message import Message
 from router.position import Id, Position, id_of
 from router.replay import PAGE_BYTES_MAX, Missed, Pages
 from router.vector import Vector, shard_of
+
+log = logging.getLogger("moorage.trail")
 
 Done = Callable[[list[Message] | Exception], None]
 
@@ -99,12 +102,20 @@ class Trail:
                 self.gaps += leg.missed.gaps[leg.gaps_noted :]
                 leg.gaps_noted = len(leg.missed.gaps)
             if not left:
-                done(failed[0] if failed else self._take())
+                done(failed[0] if failed else self._next())
 
         for leg in asked:
             leg.missed.step(partial(stepped, leg))
         if not asked:
-            done(self._take())
+            done(self._next())
+
+    def _next(self) -> list[Message] | Exception:
+        """Hand out what comes next, or the bug that was in its way: whoever waits has to be told."""
+        try:
+            return self._take()
+        except Exception as bug:
+            log.exception("internal error: what was missed cannot be handed out")
+            return bug
 
     def _take(self) -> list[Message]:
         """Hand out what is ready of the leg that we are on."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from router.message import Message
+from router.outcome import BusDown, Busy, Refused, Unconfirmed
 from router.trail import Replay
 from server.close import Close
 from server.pool import Pool
@@ -127,7 +128,8 @@ class CatchUp:
         if session.fd == CLOSED:
             return
         if isinstance(found, Exception):
-            self._house.end(session, Close.BUS_DOWN)
+            is_of_bus = isinstance(found, BusDown | Busy | Refused | Unconfirmed)
+            self._house.end(session, Close.BUS_DOWN if is_of_bus else Close.OUR_FAULT)
         elif self._house.pool.overtake(session, work.frames(found)):
             self._later(self._next, work)
         else:

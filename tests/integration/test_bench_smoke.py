@@ -22,14 +22,14 @@ SMALL = {
     "fanout": ["--connections", "200", "--rounds", "2"],
     "presence": ["--connections", "100", "--users", "60", "--rounds", "1", "--questions", "4"],
     "storm": ["--connections", "60", "--missed", "5", "--rounds", "2", "--room-size", "3", "--tokens"],
+    "direct": ["--connections", "40", "--rounds", "1", "--seconds", "0.3", "--messages", "600", "--rate", "400"],
+}
+TCP_ONLY = {  # the rest of the list says enough about the other transport
     "million": [
         *("--connections", "200", "--workers", "2", "--client-processes", "2", "--hold", "0.3", "--rounds", "2"),
         *("--resume", "50", "--missed", "3"),
     ],
-    "direct": ["--connections", "40", "--rounds", "1", "--seconds", "0.3", "--messages", "600", "--rate", "400"],
     "admission": ["--connections", "200", "--rounds", "1", "--rate", "200", "--sessions", "10", "--ping-rate", "50"],
-}
-TCP_ONLY = {
     "growth": [
         *("--sizes", "50", "--channels", "150", "--subscribers", "20", "--rounds", "2", "--messages", "60"),
         *("--hold", "0.2"),

@@ -103,6 +103,15 @@ def test_a_channel_that_is_behind_and_not_come_back_to_holds_up_nothing(wanted: 
         assert parse(message.position, SHARDS) is not None
 
 
+def test_a_bug_is_handed_to_who_waits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    trail = Trail(Library(NUMBERS), vector(1, 6, 3), vector(5, 9, 3), NUMBERS)
+    monkeypatch.setattr("router.vector.pack", lambda _text: 1 / 0)
+    told: list[object] = []
+    trail.step(told.append)
+    assert [type(each) for each in told] == [ZeroDivisionError]
+    assert "cannot be handed out" in caplog.text
+
+
 def test_gaps_of_all_shards_are_known_with_the_first_step() -> None:
     trail = Trail(Library(NUMBERS, {B}), vector(1, 6, 3), vector(5, 9, 3), NUMBERS)
     trail.step(lambda _found: None)

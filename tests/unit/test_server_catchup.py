@@ -179,6 +179,18 @@ def test_what_waited_before_goes_first_and_nothing_twice(hall: Hall) -> None:
     assert guest.numbers() == sent
 
 
+def test_a_bug_on_the_way_ends_the_session(hall: Hall) -> None:
+    since = hall.desk.place()
+    hall.desk.publish(b"room:a")
+    guest = hall.open("alice")
+    hall.desk.is_prompt = False
+    come_back(hall, guest, since, b"room:a")
+    hall.work()
+    hall.desk.fail(ZeroDivisionError("a bug"))
+    hall.settle(guest)
+    assert hall.ended == [(guest.session, Close.OUR_FAULT)]
+
+
 def test_a_bus_that_fails_on_the_way_is_told(hall: Hall) -> None:
     since = hall.desk.place()
     for _ in range(150):
