@@ -230,7 +230,7 @@ def holding(home: str | None = None) -> Iterator[tuple[subprocess.Popen[str], li
 
 def test_a_server_that_runs_already_is_driven_and_asked_what_it_used(server: Server) -> None:
     tcp, admin = (f"{host}:{port}" for host, port in (server.tcp, server.admin))
-    found = measured("million", *SMALL["million"], "--server", tcp, "--admin", admin)
+    found = measured("million", *TCP_ONLY["million"], "--server", tcp, "--admin", admin)
     assert found["faults"] == {}
     assert found["counts"]["opened"] == 200
     assert found["figures"]["server with Redis, whole"]["median"] > 0
