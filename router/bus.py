@@ -79,7 +79,7 @@ class Bus:
         self._publisher: Pipe | None = None
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
-        self._durable = Publisher(keys.dialect.publishing)
+        self._durable = Publisher(keys)
         self._probes = 0  # sent
         self._probe = 0  # the newest that came back
 
@@ -128,17 +128,17 @@ class Bus:
         """Publish a message; `done` gets its position once Redis has it, or an exception.
 
         `retention` None: live-only, and `done` gets an int. The exceptions: BusDown, Busy, Unconfirmed, Refused.
-        `once`: see `journal.Keys.publish_args`.
+        `once`: see `journal.Keys.publish_keys`.
         """
         pipe = self._publisher
         if pipe is None or not self.connected:
             done(BusDown(f"no connection to Redis at {self._node.address}"))
-        elif len(pipe) >= PENDING_MAX or pipe.full:
-            done(Busy(f"{len(pipe)} publishes are waiting for Redis"))
+        elif (waiting := len(pipe) + len(self._durable)) >= PENDING_MAX or pipe.full:
+            done(Busy(f"{waiting} publishes are waiting for Redis"))
         elif retention is None:
-            pipe.send(pack((self._dialect.publish, self._keys.channel(name), members)), done)
+            self._send(pipe, (self._dialect.publish, self._keys.channel(name), members), done)
         else:
-            self._durable.send(pipe, self._keys.publish_command(name, members, retention, once), done)
+            self._durable.send(pipe, name, members, retention, once, done)
 
     def send(self, name: bytes, payload: bytes, done: Done) -> None:
         """Publish `payload` as it is, to other workers; `done` gets how many subscribers heard it, or an exception."""
@@ -152,18 +152,23 @@ class Bus:
         elif command[0] == b"EVALSHA":
             self._run(pipe, command[1], command[2:], done)
         else:
-            pipe.send(pack(command), done)
+            self._send(pipe, command, done)
 
     def _run(self, pipe: Pipe, sha: bytes, args: tuple[bytes, ...], done: Done) -> None:
         """Run a script by its name, or whole where Redis has forgotten it."""
 
         def answered(reply: Reply) -> None:
             if isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
-                pipe.send(pack((b"EVAL", journal.SCRIPTS[sha], *args)), done)
+                self._send(pipe, (b"EVAL", journal.SCRIPTS[sha], *args), done)
             else:
                 done(reply)
 
-        pipe.send(pack((b"EVALSHA", sha, *args)), answered)
+        self._send(pipe, (b"EVALSHA", sha, *args), answered)
+
+    def _send(self, pipe: Pipe, command: tuple[bytes, ...], done: Done | None = None) -> None:
+        """Send a command on the pipe that publishes, behind all that was published so far and before all that will be."""
+        self._durable.seal()
+        pipe.send(pack(command), done)
 
     def pause(self, paused: bool) -> None:
         """Stop receiving, or go on: when more is waiting for the subscribers than we want to hold."""
@@ -221,7 +226,7 @@ class Bus:
 
     async def _attach(self) -> Subscriber:
         """Connect, and return what subscribes. Raises: as `_connect`."""
-        link = self._link = Link(self.pushed, self._on.batch, self._close)
+        link = self._link = Link(self.pushed, self._on.batch, self._on.answered, self._close)
         await link.open(await self._node.locate(), self._tls, self._client_name)
         self._publisher = link.publisher
         return link.subscriber
@@ -339,8 +344,8 @@ class Bus:
             if self.paused:  # we do not read on the pipe where it comes back
                 self._probe = max(self._probe, probe)
 
-        pipe.send(pack((b"EVAL", self._dialect.now, *self._now_args())), written)
-        pipe.send(pack((self._dialect.publish, self._keys.channel(self._probe_name), b"%d" % probe)))
+        self._send(pipe, (b"EVAL", self._dialect.now, *self._now_args()), written)
+        self._send(pipe, (self._dialect.publish, self._keys.channel(self._probe_name), b"%d" % probe))
 
     def _refuse(self, refusal: str) -> None:
         if refusal and refusal != self._refusal:

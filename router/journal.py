@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -51,7 +52,7 @@ class Dialect(NamedTuple):
 
 PLAIN = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", b"PUBLISH", b"message", PUBLISH, _sha(PUBLISH), NOW)
 _COMMENT = re.compile(rb"^--.*\n|[ ]--[ ].*$", re.MULTILINE)
-_SPUBLISH = _HOME + PUBLISH.replace(b"redis.call('PUBLISH'", b"redis.call('SPUBLISH'")
+_SPUBLISH = _HOME + PUBLISH.replace(b"call('PUBLISH'", b"call('SPUBLISH'")
 SHARDED = Dialect(
     b"SSUBSCRIBE",
     b"SUNSUBSCRIBE",
@@ -84,21 +85,7 @@ class Keys:
         self.clock = self.prefix + b"$clock"
         self._stream = self.prefix + b"$stream:"
         self._last = self.prefix + b"$last:"
-        once = self.prefix + b"$once:"
-        # RESP: https://redis.io/docs/latest/develop/reference/protocol-spec/. A prefix may hold a percent sign.
-        begins = [part.replace(b"%", b"%%") for part in (self._stream, self._last, once, self.prefix)]
-        self._sizes = tuple(map(len, (self._stream, self._last, once, self.prefix)))
-        self._publish = b"".join(
-            [
-                b"*14\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n4\r\n" % dialect.publishing_sha,
-                b"$%d\r\n%b\r\n" % (len(self.clock), self.clock.replace(b"%", b"%%")),
-                b"$%%d\r\n%b%%b\r\n" % begins[0],
-                b"$%%d\r\n%b%%b\r\n" % begins[1],
-                b"$%%d\r\n%b%%b %%b\r\n" % begins[2],
-                b"$%%d\r\n%b%%b\r\n" % begins[3],
-                b"$%d\r\n%b\r\n%b$8\r\n%b\r\n",
-            ]
-        )
+        self._once = self.prefix + b"$once:"
 
     def stream(self, name: bytes) -> bytes:
         """Return the key of the stream that holds the messages of channel `name`."""
@@ -112,33 +99,31 @@ class Keys:
         """Return what the channel `name` is called on the bus."""
         return self.prefix + name
 
-    def publish_args(self, name: bytes, members: bytes, retention: Retention, once: bytes = b"") -> tuple[bytes, ...]:
+    def publish_keys(self, name: bytes, once: bytes = b"") -> tuple[bytes, ...]:
+        """Return the keys of one message of channel `name`.
+
+        `once` is its idempotency key, with its sender in front; b"" for none.
+        """
+        if once:  # a name has no space in it
+            return (self._stream + name, self._last + name, b"%b%b %b" % (self._once, name, once))
+        return (self._stream + name, self._last + name)
+
+    def publish_args(
+        self, retention: Retention, is_once: bool, names: Sequence[bytes], messages: Sequence[bytes]
+    ) -> tuple[bytes, ...]:
         """Return what follows the script PUBLISH: the count of keys, keys, arguments.
 
-        `once` is the message's idempotency key, with its sender in front; b"" for none.
+        `names` are the `publish_keys` of the messages, one behind the other, and `messages` the bus channel and the members of
+        each. All are kept alike: `is_once` tells whether they have idempotency keys.
         """
         return (
-            b"4",
+            b"%d" % (1 + len(names)),
             self.clock,
-            self._stream + name,
-            self._last + name,
-            b"%b$once:%b %b" % (self.prefix, name, once),  # a name has no space in it
-            self.prefix + name,
-            members,
-            b"%d" % retention.messages_max,
-            b"%d" % retention.seconds_max,
-            b"%d" % max(RESUME_SECONDS_MAX, retention.seconds_max),
-            b"%d" % (ONCE_SECONDS_MAX if once else 0),
+            *names,
+            *_settings(retention, ONCE_SECONDS_MAX if is_once else 0),
             fresh_epoch(),
+            *messages,
         )
-
-    def publish_command(self, name: bytes, members: bytes, retention: Retention, once: bytes = b"") -> bytes:
-        """Return EVALSHA of the script PUBLISH, packed: what a client library does with `publish_args` in four times as long."""
-        size = len(name)
-        return self._publish % (
-            size + self._sizes[0], name, size + self._sizes[1], name, size + self._sizes[2] + 1 + len(once), name, once,
-            size + self._sizes[3], name, len(members), members, _settings(retention, once != b""), fresh_epoch(),
-        )  # fmt: skip
 
     def now_args(self, known: Position | None) -> tuple[bytes, ...]:
         """Return what follows the script NOW; `known` is the newest position that was ever seen."""
@@ -152,11 +137,11 @@ class Keys:
 
 
 @lru_cache(maxsize=1024)
-def _settings(retention: Retention, is_once: bool) -> bytes:
-    """Return the arguments of PUBLISH that are the same for many messages, packed."""
-    kept, once = max(RESUME_SECONDS_MAX, retention.seconds_max), ONCE_SECONDS_MAX if is_once else 0
-    numbers = [b"%d" % number for number in (retention.messages_max, retention.seconds_max, kept, once)]
-    return b"".join([b"$%d\r\n%b\r\n" % (len(number), number) for number in numbers])
+def _settings(retention: Retention, once_seconds: int) -> tuple[bytes, ...]:
+    """Return the arguments of PUBLISH that are the same for many messages."""
+    messages_max, seconds_max = retention
+    numbers = (messages_max, seconds_max, max(RESUME_SECONDS_MAX, seconds_max), once_seconds)
+    return tuple(b"%d" % number for number in numbers)
 
 
 def fresh_epoch() -> bytes:

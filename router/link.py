@@ -31,13 +31,20 @@ class Subscriber(Protocol):
 
 
 class Link:
-    """Two pipes to a node. `on_push`, `on_batch` and `on_lost` are those of `Pipe`, the last is called once for both."""
+    """Two pipes to a node. `on_push` and `on_lost` are those of `Pipe`, the latter is called once for both.
+
+    `on_batch` is called behind a batch of pushes, `on_answered` behind one of answers to what was published.
+    """
 
     def __init__(
-        self, on_push: Callable[[Sequence[bytes]], None], on_batch: Callable[[], None], on_lost: Callable[[str], None]
+        self,
+        on_push: Callable[[Sequence[bytes]], None],
+        on_batch: Callable[[], None],
+        on_answered: Callable[[], None],
+        on_lost: Callable[[str], None],
     ) -> None:
         self.subscriber = Pipe(on_push, on_batch, self.close)
-        self.publisher = Pipe(lambda _push: None, lambda: None, self.close)
+        self.publisher = Pipe(lambda _push: None, on_answered, self.close)
         self.paused = False
         self._on_lost = on_lost
         self._is_closed = False

@@ -19,6 +19,7 @@ class Listeners(NamedTuple):
 
     message: Callable[[bytes, bytes], None]  # name, payload
     batch: Callable[[], None]  # behind each batch of messages
+    answered: Callable[[], None]  # behind each batch of answers to what was published
     reply: Callable[[bytes], None]  # what another worker answers to a question of this one
     control: Callable[[bytes], None]  # what the admin process tells all workers
     lost: Callable[[], None]  # the bus is down

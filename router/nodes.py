@@ -52,8 +52,11 @@ class User(Protocol):
 class SharedLink(Link):
     """A link to one node that the shards there share; pushes go by the tag of their channel."""
 
-    def __init__(self, prefix_bytes: int, on_batch: Callable[[], None], on_lost: Callable[[SharedLink], None]) -> None:
-        super().__init__(self._pushed, on_batch, self._cut)
+    def __init__(
+        self, prefix_bytes: int, on_batch: Callable[[], None], on_answered: Callable[[], None],
+        on_lost: Callable[[SharedLink], None],
+    ) -> None:  # fmt: skip
+        super().__init__(self._pushed, on_batch, on_answered, self._cut)
         self._prefix_bytes = prefix_bytes
         self._on_gone = on_lost
         self._users: dict[bytes, User] = {}
@@ -86,9 +89,16 @@ class Nodes:
     """The slot map, asked for whenever a shard has to find its node, and the links."""
 
     def __init__(
-        self, site: Site, prefix: str, tls: ssl.SSLContext | None, name: str, on_batch: Callable[[], None]
+        self,
+        site: Site,
+        prefix: str,
+        tls: ssl.SSLContext | None,
+        name: str,
+        on_batch: Callable[[], None],
+        on_answered: Callable[[], None],
     ) -> None:
-        self._site, self._tls, self._name, self._on_batch = site, tls, name, on_batch
+        self._site, self._tls, self._name = site, tls, name
+        self._on_batch, self._on_answered = on_batch, on_answered
         tags = slots.tags(site.shards)
         self._count_key = f"{prefix}$shards".encode()
         self._slots = [*map(slots.slot_of, tags), slots.slot_of_key(self._count_key)]
@@ -156,7 +166,7 @@ class Nodes:
         return link if link is not None else await self._once(at, lambda: self._connect(at))
 
     async def _connect(self, at: Address) -> SharedLink:
-        link = SharedLink(self._prefix_bytes, self._on_batch, lambda gone: self._forget(at, gone))
+        link = SharedLink(self._prefix_bytes, self._on_batch, self._on_answered, lambda gone: self._forget(at, gone))
         try:
             await link.open(self._site.node(at), self._tls, self._name)
         except BaseException as error:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import hiredis
 
@@ -27,6 +27,13 @@ DEMOTED = ("READONLY ", "LOADING ", "MASTERDOWN ")  # how a server says that it 
 UNSENT_BYTES_MAX = 16 * 1024 * 1024  # queued by us, not taken by the kernel: past it, the pipe is `full`
 
 _T = TypeVar("_T")
+
+
+class Parcel(Protocol):
+    """A command that may still grow until it is sent."""
+
+    def pack(self) -> bytes:
+        """Return it as it goes out: it has grown for the last time."""
 
 
 def tell(done: Callable[[_T], object], found: _T) -> None:
@@ -57,7 +64,7 @@ class Pipe(asyncio.Protocol):
         self.full = False  # Redis reads slower than we write
         self._on_push, self._on_batch, self._on_lost = on_push, on_batch, on_lost
         self._reader = hiredis.Reader(protocolError=Refused, replyError=Refused)
-        self._out: list[bytes] = []
+        self._out: list[bytes | Parcel] = []
         self._waiting: deque[Done | None] = deque()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -76,8 +83,8 @@ class Pipe(asyncio.Protocol):
         opened.set_write_buffer_limits(UNSENT_BYTES_MAX)
         self._transport = opened
 
-    def send(self, command: bytes, done: Done | None = None) -> None:
-        """Queue a packed command that has exactly one reply, which `done` gets: at once `Unconfirmed` when closed."""
+    def send(self, command: bytes | Parcel, done: Done | None = None) -> None:
+        """Queue a command, packed or not yet, that has exactly one reply, which `done` gets: at once `Unconfirmed` when closed."""
         if self._closed is not None:
             if done is not None:
                 done(Unconfirmed(self._closed))
@@ -85,7 +92,7 @@ class Pipe(asyncio.Protocol):
         self._waiting.append(done)
         self.push(command)
 
-    def push(self, command: bytes) -> None:
+    def push(self, command: bytes | Parcel) -> None:
         """Queue a packed command that is answered by pushes: SUBSCRIBE and its kind."""
         if not self._out:
             self._loop.call_soon(self._flush)
@@ -182,4 +189,4 @@ class Pipe(asyncio.Protocol):
     def _flush(self) -> None:
         out, self._out = self._out, []
         if self._transport is not None and out:
-            self._transport.write(b"".join(out))
+            self._transport.write(b"".join([each if isinstance(each, bytes) else each.pack() for each in out]))

@@ -39,12 +39,16 @@ class Worker(NamedTuple):
 
 
 class Outlets(NamedTuple):
-    """What a worker wants to be told: `connected(count)` is how often a bus has been connected by now."""
+    """What a worker wants to be told: `connected(count)` is how often a bus has been connected by now.
+
+    `answered()` is called behind each batch of answers to what it has published.
+    """
 
     control: Callable[[bytes], None]
     connected: Callable[[int], None]
     lag: Callable[[Message], None]
     waiting: Callable[[int], None]
+    answered: Callable[[], None]
 
 
 def wire(place: topology.Place, worker: Worker, outlets: Outlets) -> tuple[AnyFeed, AnyBus]:
@@ -60,7 +64,7 @@ def wire(place: topology.Place, worker: Worker, outlets: Outlets) -> tuple[AnyFe
         table.roster_of = feed.rosters.of
         return feed, bus
     feeds = Feeds(place.shards, table, carousel, later=later, on_lag=outlets.lag, on_waiting=outlets.waiting)
-    nodes = Nodes(place, worker.prefix, tls, f"moorage:{worker.name}", feeds.batch)
+    nodes = Nodes(place, worker.prefix, tls, f"moorage:{worker.name}", feeds.batch, outlets.answered)
     buses = [_shard(nodes, shard, keys, feeds, worker, outlets) for shard, keys in enumerate(place.keys(worker.prefix))]
     table.roster_of = feeds.rosters.of
     return feeds, Cluster(nodes, buses)
@@ -89,6 +93,7 @@ def _listeners(feed: Feed, outlets: Outlets) -> Listeners:
     return Listeners(
         message=feed.message,
         batch=feed.batch,
+        answered=outlets.answered,
         reply=feed.reply,
         control=control,
         lost=feed.lost,

@@ -87,8 +87,11 @@ class Backend:
         if kept is None:
             await ask(keys.dialect.publish, keys.channel(name.encode()), members)
             return None
-        args = keys.publish_args(name.encode(), members, kept, once=once)
-        found: bytes = await ask("EVAL", keys.dialect.publishing, *args)
+        message = (keys.channel(name.encode()), members)
+        args = keys.publish_args(kept, once != b"", keys.publish_keys(name.encode(), once), message)
+        (found,) = await ask("EVAL", keys.dialect.publishing, *args)
+        if isinstance(found, Exception):  # of one message: a list of answers is none itself
+            raise Refused(str(found))
         at = self._newest[keys] = position.parse(found)
         return str(vector.nowhere(len(self._keys)).at(name.encode(), at)) if at else None
 

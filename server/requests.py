@@ -48,6 +48,9 @@ class House(Protocol):
     carousel: Carousel
     admission: Admission
 
+    def later(self, call: Callable[[], None]) -> object:
+        """Call once this turn of the loop is through."""
+
     def end(self, session: Session, code: Close, reason: str = "", field: str | None = None) -> None:
         """Say goodbye and close."""
 
@@ -87,6 +90,9 @@ class Requests:
         self._rests: dict[Session, bytes] = {}  # the unfinished lines of those who have one
         self._busy: dict[Session, list[bytes]] = {}  # lines that wait for the answer to the one before them
         self._in_flight: dict[Session, int] = {}  # publishes that wait for Redis, of those who have any
+        self._answers: dict[
+            Session, list[bytes]
+        ] = {}  # to publishes, which Redis answers many at a time: one write a session
         self._told_at = -math.inf
         self._answer: dict[type, Callable[[Session, lines.Request], None]] = {
             lines.Connect: self._connect,
@@ -113,7 +119,9 @@ class Requests:
         self._handle(session, found)
 
     def forget(self, session: Session) -> None:
-        """Drop what is kept of a session that has ended."""
+        """Drop what is kept of a session that ends; what Redis has answered is told first."""
+        if answers := self._answers.pop(session, None):
+            session.offer(b"".join(answers))
         self._rests.pop(session, None)
         self._busy.pop(session, None)
         self._in_flight.pop(session, None)
@@ -133,7 +141,16 @@ class Requests:
                 self._busy[session] = found[index + 1 :]
                 return
 
+    def tell_answers(self) -> None:
+        """Tell what has become of publishes, in one write a session; call behind each batch of answers of the bus."""
+        answers, self._answers = self._answers, {}
+        for session, frames in answers.items():
+            if session.fd != CLOSED and not session.offer(b"".join(frames)):
+                self._house.end(session, Close.SLOW)
+
     def _say(self, session: Session, frame: bytes) -> None:
+        if self._answers and (answers := self._answers.pop(session, None)):  # they come first
+            frame = b"".join([*answers, frame])
         if not session.offer(frame):
             self._house.end(session, Close.SLOW)
 
@@ -282,11 +299,12 @@ class Requests:
         return PeerError(Close.OVERLOADED, reason, id=id)
 
     def _published(self, session: Session, id: lines.Id, channel: str, reply: Reply) -> None:
-        in_flight = self._in_flight.get(session, 0) - 1
-        if in_flight > 0:
-            self._in_flight[session] = in_flight
-        else:  # none any more, or the session has ended
-            self._in_flight.pop(session, None)
+        if session.fd != CLOSED:
+            in_flight = self._in_flight[session] - 1
+            if in_flight:
+                self._in_flight[session] = in_flight
+            else:
+                del self._in_flight[session]
         if isinstance(reply, bytes):
             self._stats.published += 1
             frame = lines.answer({"op": "published", "id": id, "channel": channel, "position": reply.decode()})
@@ -299,7 +317,11 @@ class Requests:
             fault.id = id
             frame = lines.error(fault, retry_ms(fault.code))
         if session.fd != CLOSED:
-            self._say(session, frame)
+            if (
+                not self._answers
+            ):  # most come in a batch, behind which they are told; what waits for a timer comes alone
+                self._house.later(self.tell_answers)
+            self._answers.setdefault(session, []).append(frame)
 
     def _history(self, session: Session, request: lines.Request) -> None:
         assert isinstance(request, lines.History)

@@ -91,7 +91,7 @@ class Shard:
             f"{place.node}-{place.number}", config.redis_prefix, self.table, self.carousel,
             config.namespaces, self.stats, config.presence_connections_max,
         )  # fmt: skip
-        outlets = Outlets(self._control, self._connected, self._saw_lag, self._saw_waiting)
+        outlets = Outlets(self._control, self._connected, self._saw_lag, self._saw_waiting, self._answered)
         self.feed, self.bus = wire(topology.parse(redis_url), worker, outlets)
         self._pressure = Pressure(self.bus, self.stats)
         self.feed.received = self.stats.received_messages
@@ -193,6 +193,10 @@ class Shard:
             raise PeerError(Close.UNAUTHORIZED, "missing, want a name (this server has no secret: open mode)", "user")
         return Claims(user)
 
+    def later(self, call: Callable[[], None]) -> object:
+        """Call once this turn of the loop is through."""
+        return self.loop.call_soon(call)
+
     def refresh_keys(self, then: Callable[[], None]) -> None:
         """Fetch the keys that verify tokens, then call back."""
         assert self.verifier is not None
@@ -251,6 +255,9 @@ class Shard:
 
     def _saw_lag(self, message: Message) -> None:
         self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))
+
+    def _answered(self) -> None:
+        self.requests.tell_answers()
 
     def _saw_waiting(self, count: int) -> None:
         self._pressure.waiting(count)

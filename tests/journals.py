@@ -22,6 +22,13 @@ Command = tuple[bytes, ...]
 KEPT = Retention()
 
 
+def publish_args(
+    keys: Keys, name: bytes, members: bytes, retention: Retention = KEPT, once: bytes = b""
+) -> tuple[bytes, ...]:
+    """What follows the script PUBLISH for one message."""
+    return keys.publish_args(retention, once != b"", keys.publish_keys(name, once), (keys.channel(name), members))
+
+
 class Desk:
     """Answers what a reader asks of the bus: with what Valkey says, when `is_prompt`, or when told to."""
 
@@ -61,8 +68,8 @@ class Desk:
     def publish(self, name: bytes, data: bytes = b"1", retention: Retention = KEPT) -> bytes:
         """Publish, and return what goes over the bus."""
         members = b',"from":"alice","at":1700000000000,"data":' + data
-        args = self.keys.publish_args(name, members, retention)
-        position: bytes = self.client.execute_command(b"EVAL", journal.PUBLISH, *args)
+        args = publish_args(self.keys, name, members, retention)
+        (position,) = self.client.execute_command(b"EVAL", journal.PUBLISH, *args)
         before = self.lasts.get(name, b"0-0")
         self.lasts[name] = position[9:]
         return b"%b %b %b" % (position, before, members)

@@ -75,6 +75,7 @@ class Station:
         self.present: set[bytes] = set()
         self.messages: list[tuple[bytes, bytes]] = []
         self.batches = 0
+        self.answered = 0  # batches of answers
         self.replies: list[bytes] = []
         self.controls: list[bytes] = []
         self.lost = 0
@@ -87,6 +88,7 @@ class Station:
         listeners = Listeners(
             message=lambda name, payload: self.messages.append((name, payload)),
             batch=self._batch,
+            answered=self._answered,
             reply=self.replies.append,
             control=self.controls.append,
             lost=self._lost,
@@ -108,6 +110,9 @@ class Station:
 
     def _batch(self) -> None:
         self.batches += 1
+
+    def _answered(self) -> None:
+        self.answered += 1
 
     def _lost(self) -> None:
         assert not self.bus.connected

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
 import redis
 from harness import wait_until
+from journals import publish_args
+from redis import ResponseError
 from stations import KEPT, KINDS, Client, client_of, server_of
 
 from router import journal
 from router.embedded import Embedded
 from router.journal import Keys, Retention
-from router.pipe import pack
 from router.position import parse
 
 MEMBERS = b',"from":null,"at":1,"data":1'
@@ -54,9 +55,19 @@ class Journal:
     def publish(
         self, name: str = "room:a", members: bytes = MEMBERS, retention: Retention = KEPT, once: bytes = b""
     ) -> bytes:
-        args = self.keys.publish_args(name.encode(), members, retention, once)
-        position: bytes = self.client.execute_command("EVAL", journal.PUBLISH, *args)
+        args = publish_args(self.keys, name.encode(), members, retention, once)
+        (found,) = self.client.execute_command("EVAL", journal.PUBLISH, *args)
+        position: bytes = found
         return position
+
+    def publish_all(self, messages: Sequence[tuple[str, bytes]], *, are_once: bool = False) -> list[Any]:
+        """Publish messages, each a name and an idempotency key, in one call."""
+        names = [key for name, once in messages for key in self.keys.publish_keys(name.encode(), once)]
+        args = [each for name, _ in messages for each in (self.keys.channel(name.encode()), MEMBERS)]
+        found: list[Any] = self.client.execute_command(
+            "EVAL", journal.PUBLISH, *self.keys.publish_args(KEPT, are_once, names, args)
+        )
+        return found
 
     def now(self, known: bytes | None = None) -> bytes:
         position: bytes = self.client.execute_command("EVAL", journal.NOW, *self.keys.now_args(parse(known)))
@@ -324,7 +335,7 @@ def test_messages_are_kept_for_so_long(log: Journal, client: Client) -> None:
     retention = Retention(1000, 60)
     young = log.publish(retention=retention)
     assert [(id, before) for id, before, _ in log.kept()] == [(young.split(b"-", 1)[1], old.split(b"-", 1)[1])]
-    assert 55 < client.ttl("moorage:$stream:room:a") <= 60
+    assert 55 < client.ttl("moorage:$stream:room:a") <= 61  # set once a second, so that no message goes early
     assert client.ttl("moorage:$last:room:a") > 6 * 24 * 3600
 
 
@@ -356,22 +367,41 @@ def test_a_script_is_known_by_its_digest(client: Client, log: Journal) -> None:
     for digest, script in journal.SCRIPTS.items():
         assert client.execute_command("SCRIPT", "LOAD", script) == digest
     assert set(journal.SCRIPTS) == {journal.PUBLISH_SHA, journal.SHARDED.publishing_sha, journal.MISSED_SHA}
-    position = client.execute_command(
-        "EVALSHA", journal.PUBLISH_SHA, *log.keys.publish_args(b"a", MEMBERS, Retention())
-    )
+    (position,) = client.execute_command("EVALSHA", journal.PUBLISH_SHA, *publish_args(log.keys, b"a", MEMBERS))
     assert parts(position)[2] == parts(log.now())[2] == 1
 
 
-def test_a_packed_publish_is_what_a_client_would_send(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "fresh_epoch", lambda: b"0123abcd")
-    for prefix in ("moorage:", "100%:%b:", "ü:"):
-        keys = Keys(prefix)
-        for name in (b"room:a", "raum:größe%d".encode(), b"x" * 255):
-            for retention in (Retention(), Retention(5, 30 * 24 * 3600)):
-                for once in (b"", b"alice:key"):
-                    args = keys.publish_args(name, MEMBERS, retention, once)
-                    whole = pack((b"EVALSHA", journal.PUBLISH_SHA, *args))
-                    assert keys.publish_command(name, MEMBERS, retention, once) == whole
+def test_what_is_published_together_is_as_if_it_were_one_by_one(log: Journal, client: Client) -> None:
+    first = log.publish("room:a")
+    with client.pubsub() as pubsub:
+        pubsub.subscribe("moorage:room:a", "moorage:room:b")
+        for _ in range(2):
+            wait_until(lambda: pubsub.get_message(timeout=1), "subscribed")
+        positions = log.publish_all([("room:a", b""), ("room:b", b""), ("room:a", b"")])
+        heard = [wait_until(lambda: pubsub.get_message(timeout=1), "a message") for _ in range(3)]
+    assert [parts(position)[2] for position in positions] == [2, 3, 4]
+    assert [message["channel"] for message in heard] == [b"moorage:room:a", b"moorage:room:b", b"moorage:room:a"]
+    ids = [position.split(b"-", 1)[1] for position in (first, *positions)]
+    assert [message["data"].split(b" ")[:2] for message in heard] == [
+        [positions[0], ids[0]],
+        [positions[1], b"0-0"],
+        [positions[2], ids[1]],
+    ]
+    assert [(id, before) for id, before, _ in log.kept()] == [(ids[0], b"0-0"), (ids[1], ids[0]), (ids[3], ids[1])]
+    assert parts(log.now())[2] == 4
+
+
+def test_what_is_wrong_with_one_message_is_not_the_others_fault(log: Journal, client: Client) -> None:
+    """Somebody else has written below the prefix."""
+    client.set("moorage:$stream:room:b", "not a stream")
+    client.rpush("moorage:$last:room:c", "not an id")
+    found = log.publish_all([(f"room:{name}", b"") for name in "abcd"])
+    assert [type(each) for each in found] == [bytes, ResponseError, ResponseError, bytes]
+    assert "WRONGTYPE" in str(found[1])
+    assert "WRONGTYPE" in str(found[2])
+    assert parts(log.publish())[2] == 5  # a number is not given out twice
+    assert len(log.kept("room:a")) == 2
+    assert len(log.kept("room:d")) == 1
 
 
 # Idempotency keys.
@@ -383,6 +413,16 @@ def test_a_key_publishes_once(log: Journal, client: Client) -> None:
     assert parts(log.now())[2] == len(log.kept()) == 1
     (remembered,) = client.keys("moorage:$once:*")
     assert 0 < client.ttl(remembered) <= journal.ONCE_SECONDS_MAX
+
+
+def test_a_key_publishes_once_among_others(log: Journal) -> None:
+    """Those that were published before, and twice in one call."""
+    first = log.publish(once=b"alice:1")
+    messages = [("room:a", b"alice:%d" % key) for key in (1, 2, 2, 3, 1)]
+    found = log.publish_all(messages, are_once=True)
+    assert [parts(each)[2] for each in found] == [1, 2, 2, 3, 1]
+    assert found[0] == found[4] == first
+    assert len(log.kept()) == parts(log.now())[2] == 3
 
 
 def test_other_keys_other_senders_other_channels_and_no_key_publish_again(log: Journal) -> None:

@@ -20,6 +20,7 @@ import pytest
 import redis
 from accounting import Sites, account
 from harness import Server
+from journals import publish_args
 
 from router import journal
 from router.embedded import Embedded
@@ -133,7 +134,7 @@ class Chaos:
     def _publish_large(self, channel: str, serial: int) -> None:
         data = json.dumps({"publisher": "operator", "serial": serial, "text": "x" * 50_000}, separators=(",", ":"))
         members = journal.members(None, time.time_ns() // 1_000_000, data.encode())
-        args = KEYS.publish_args(channel.encode(), members, journal.Retention(50_000, 3600))
+        args = publish_args(KEYS, channel.encode(), members, journal.Retention(50_000, 3600))
         self._operator.execute_command("EVAL", journal.PUBLISH, *args)
 
     def restart(self) -> None:

@@ -103,10 +103,14 @@ def test_a_message_that_does_not_say_when(said: bytes) -> None:
 def test_all_keys_have_the_prefix() -> None:
     keys = Keys("chat:")
     assert keys.channel(b"room:a") == b"chat:room:a"
-    count, *args = keys.publish_args(b"room:a", b",m", Retention(10, 60), b"alice:1")
+    names = keys.publish_keys(b"room:a", b"alice:1")
+    assert names == (b"chat:$stream:room:a", b"chat:$last:room:a", b"chat:$once:room:a alice:1")
+    assert keys.publish_keys(b"room:a") == names[:2]
+    count, *args = keys.publish_args(Retention(10, 60), True, names, (b"chat:room:a", b",m"))
     assert count == b"4"
-    assert args[:4] == [b"chat:$clock", b"chat:$stream:room:a", b"chat:$last:room:a", b"chat:$once:room:a alice:1"]
-    assert args[4:8] == [b"chat:room:a", b",m", b"10", b"60"]
+    assert args[:4] == [b"chat:$clock", *names]
+    assert args[4:6] == [b"10", b"60"]
+    assert args[-2:] == [b"chat:room:a", b",m"]
     assert keys.now_args(None)[:2] == (b"1", b"chat:$clock")
     count, *args = keys.missed_args(b"room:a", b"1-2", 100, 1000)
     assert (count, args[:3]) == (b"3", [b"chat:$stream:room:a", b"chat:$last:room:a", b"chat:$clock"])
@@ -123,14 +127,13 @@ def test_what_is_known_goes_along_with_a_look_at_the_clock() -> None:
 
 
 def test_only_a_message_with_a_key_is_remembered() -> None:
-    keys, retention = Keys("chat:"), Retention(10, 60)
-    seconds = [keys.publish_args(b"room:a", b",m", retention, once)[-2] for once in (b"", b"alice:1")]
+    seconds = [Keys("chat:").publish_args(Retention(10, 60), is_once, (), ())[-2] for is_once in (False, True)]
     assert seconds == [b"0", b"%d" % ONCE_SECONDS_MAX]
 
 
 def test_a_last_message_is_remembered_at_least_as_long_as_messages_are_kept() -> None:
     longer = Retention(10, RESUME_SECONDS_MAX + 1)
-    kept = [Keys("").publish_args(b"room:a", b",m", retention)[-3] for retention in (Retention(), longer)]
+    kept = [Keys("").publish_args(retention, False, (), ())[-3] for retention in (Retention(), longer)]
     assert kept == [b"%d" % RESUME_SECONDS_MAX, b"%d" % (RESUME_SECONDS_MAX + 1)]
 
 

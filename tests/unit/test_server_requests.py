@@ -26,14 +26,16 @@ MOST = limits.PUBLISHES_IN_FLIGHT_MAX
 class Speaker(Session):
     """A session that keeps what it is told."""
 
-    __slots__ = ("told",)
+    __slots__ = ("told", "writes")
 
     def __init__(self, user: str) -> None:
         super().__init__(7, user, ())
         self.told: list[dict[str, Any]] = []
+        self.writes = 0
 
     def offer(self, frame: bytes) -> bool:
-        self.told.append(orjson.loads(frame))
+        self.told += map(orjson.loads, frame.splitlines())
+        self.writes += 1
         return True
 
     def take(self) -> list[tuple[str, int]]:
@@ -52,6 +54,7 @@ class House:
         self.joins: list[Callable[[bytes | None], None]] = []
         self.feed = self
         self.faulty: list[Session] = []
+        self.calls: list[Callable[[], None]] = []  # for the end of the turn
         self.admission = SimpleNamespace(publish_wait_ms=lambda _who, _user: 0)
         self.waiting: list[Done] = []
         self.is_down = False
@@ -63,6 +66,9 @@ class House:
 
     def read(self, text: vector.Text) -> vector.Vector | None:
         return vector.parse(text, 1)
+
+    def later(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
 
     def failed(self, session: Session) -> None:
         self.faulty.append(session)
@@ -80,6 +86,12 @@ class House:
         now, self.waiting = self.waiting[:count], self.waiting[count:]
         for done in now:
             done(reply)
+        self.requests.tell_answers()
+
+    def end_turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
 
     def says(self, session: Session, first: int, count: int) -> None:
         lines = [b'{"op":"publish","id":%d,"channel":"room:a","data":1}\n' % n for n in range(first, first + count)]
@@ -126,9 +138,43 @@ def test_nothing_is_kept_of_those_who_wait_for_nothing(house: House, reply: obje
     house.answer(1, reply)
     house.is_down = True
     house.says(alice, 9, 1)
+    house.end_turn()
     assert alice.take()[-1] == ("error", 9)
     assert house.requests._in_flight == {}
     assert bob.take() == []
+
+
+def test_what_redis_answers_at_once_is_told_in_one_write(house: House) -> None:
+    alice, bob = Speaker("alice"), Speaker("bob")
+    for first in (0, 4):
+        for each in (alice, bob):
+            house.says(each, first, 4)
+    house.answer(14)
+    assert alice.take() == [("published", n) for n in range(8)]
+    assert bob.take() == [("published", n) for n in range(6)]
+    assert (alice.writes, bob.writes) == (1, 1)
+
+
+def test_what_was_answered_is_told_before_what_is_said_next(house: House) -> None:
+    alice = Speaker("alice")
+    house.is_down = True
+    house.says(alice, 1, 2)
+    house.requests.received(alice, b'{"op":"ping","id":3}\n')
+    assert alice.take() == [("error", 1), ("error", 2), ("pong", 3)]
+    house.says(alice, 4, 1)
+    assert alice.take() == [], "others may be answered in this turn too"
+    house.end_turn()
+    assert alice.take() == [("error", 4)]
+
+
+def test_who_is_sent_away_is_told_what_was_answered_before(house: House) -> None:
+    alice = Speaker("alice")
+    house.is_down = True
+    house.says(alice, 1, 1)
+    house.requests.forget(alice)
+    assert alice.take() == [("error", 1)]
+    house.end_turn()
+    assert alice.take() == []
 
 
 def test_a_bug_behind_an_answer_ends_the_session_that_waits_for_it(house: House) -> None:
