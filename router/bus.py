@@ -29,6 +29,7 @@ log = logging.getLogger("moorage.bus")
 
 PROBE_SECONDS = 1.0
 PROBES_UNANSWERED_MAX = 3  # counted, not timed: a stall of our own loop must not look like one of Redis
+PROBES_LATE_MAX = 30  # while other messages come, there is only more of them than this worker keeps up with
 STEADY_SECONDS = 5.0  # a connection that lasted this long was good: the next back-off begins anew
 LEAVE_SECONDS = 2.0  # a name without subscribers is unsubscribed after this, if it still has none
 SUBSCRIBE_CHUNK = 500
@@ -82,6 +83,7 @@ class Bus:
         self._durable = Publisher(keys)
         self._probes = 0  # sent
         self._probe = 0  # the newest that came back
+        self._pushes = 0  # all that came
 
     # What the worker asks for.
 
@@ -251,10 +253,15 @@ class Bus:
 
     async def _stay(self) -> None:
         """Probe until the connection is lost."""
+        heard = self._pushes
         while not self._lost.done():
-            if self._probes - self._probe >= PROBES_UNANSWERED_MAX:
-                self._give_up(f"{PROBES_UNANSWERED_MAX} probes, one every {PROBE_SECONDS:g} s, did not come back")
+            late = self._probes - self._probe
+            if late >= (PROBES_UNANSWERED_MAX if heard == self._pushes else PROBES_LATE_MAX):
+                self._give_up(f"{late} probes, one every {PROBE_SECONDS:g} s, did not come back")
                 break
+            if late == PROBES_UNANSWERED_MAX:
+                log.warning("bus at %s: messages come more than %g s late", self._node.address, late * PROBE_SECONDS)
+            heard = self._pushes
             if self._refusal and await has_moved(self._node):
                 self._close("another is the master")
                 break
@@ -356,6 +363,7 @@ class Bus:
 
     def pushed(self, push: Sequence[bytes]) -> None:
         """Redis has sent something unasked."""
+        self._pushes += 1
         kind = push[0]
         if kind == self._dialect.message:
             name = push[1][self._prefix_bytes :]

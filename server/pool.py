@@ -167,7 +167,7 @@ class Pool:
                     if not isinstance(peer, Session):
                         raise
                     self._events.failed(peer)
-            if index & 7 == 7 and index + 1 < len(batch) and self._clock() >= deadline:
+            if self._clock() >= deadline and index + 1 < len(batch):  # one event may be many requests
                 self._handled = index + 1
                 return True
         self._batch = []

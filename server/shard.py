@@ -115,6 +115,7 @@ class Shard:
         self._grants: dict[Session, Claims] = {}  # of those whose token narrows what they may do
         self.leaving = Leaving(self, place.window, config.drain_seconds)
         self._tasks = Tasks(self.loop)
+        self._goes_on = False  # a part of the pool's batch is left for the next pass of the loop
         self._tcp_door = LinesDoor(self, self._tcp)
         self.http_door = StreamDoor(self, self._sse, self.web.take)
         self.listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
@@ -132,7 +133,7 @@ class Shard:
         if self.verifier is not None:
             self.reread()  # this may be a replacement, forked from a supervisor that still has the key it began with
             self._tasks.start(self.verifier.keep_fresh())
-        self.loop.add_reader(self.pool.fileno(), self._turn)
+        self.loop.add_reader(self.pool.fileno(), self._ready)
         for listener in self.listeners:
             listener.open()
         self._keep_house(time.monotonic())
@@ -281,8 +282,14 @@ class Shard:
 
     # The loop.
 
+    def _ready(self) -> None:
+        """The pool has events. What is left of its last batch has a turn of its own, and one a pass of the loop is enough."""
+        if not self._goes_on:
+            self._turn()
+
     def _turn(self) -> None:
-        if self.pool.turn():
+        self._goes_on = self.pool.turn()
+        if self._goes_on:
             self.loop.call_soon(self._turn)
 
     def _beat(self) -> None:

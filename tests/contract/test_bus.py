@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 from stations import KINDS, Client, Station, client_of, number, server_of, sockets, until, watched
@@ -42,6 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are left soon, probes come often."""
     monkeypatch.setattr(bus, "PROBE_SECONDS", 0.02)
     monkeypatch.setattr(bus, "PROBES_UNANSWERED_MAX", 25)  # half a second: a busy machine may hold Redis up
+    monkeypatch.setattr(bus, "PROBES_LATE_MAX", 250)
     monkeypatch.setattr(bus, "LEAVE_SECONDS", 0.05)
 
 
@@ -547,6 +549,40 @@ async def test_it_is_healthy_while_probes_come_back(station: Station) -> None:
     assert station.bus.healthy()
     assert station.bus.connects == 1
     assert len(station.restored) == 1
+
+
+@asynccontextmanager
+async def late(station: Station) -> AsyncIterator[None]:
+    """Messages come all the time, and the probes do not come back."""
+
+    async def talk() -> None:
+        while True:
+            station.publish_nowait(b"room:a")
+            await asyncio.sleep(0.001)
+
+    await station.join(b"room:a")
+    station.bus._probe_name = b"$probe:of-somebody-else"
+    talking = asyncio.create_task(talk())
+    yield
+    talking.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_bus_that_is_late_is_not_healthy_and_not_cut(station: Station) -> None:
+    """More comes than is kept up with: to read it all again from the journal would not make it less."""
+    async with late(station):
+        await until(lambda: station.bus._probes - station.bus._probe > 2 * bus.PROBES_UNANSWERED_MAX, "probes")
+        assert not station.bus.healthy()
+        assert station.bus.connects == 1
+    await until(lambda: station.bus.connects == 2, "nothing comes any more, and it is given up")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_is_late_for_ever_is_cut(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others come and the probe does not: whatever has become of its subscription."""
+    monkeypatch.setattr(bus, "PROBES_LATE_MAX", 50)
+    async with late(station):
+        await until(lambda: station.bus.connects == 2, "it is given up")
 
 
 async def test_it_says_where_it_begins(server: Embedded, station: Station) -> None:
