@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from router.namespaces import Namespaces, Policy, personal
 from server.auth import Claims
 
@@ -19,13 +21,13 @@ def may_subscribe(namespaces: Namespaces, claims: Claims, channel: str) -> bool:
             return False
 
 
-def may_publish(namespaces: Namespaces, claims: Claims, channel: str, *, is_member: bool) -> bool:
-    """Tell whether `claims` may publish to `channel`; a member is subscribed to it."""
+def may_publish(namespaces: Namespaces, claims: Claims, channel: str, *, is_member: Callable[[], bool]) -> bool:
+    """Tell whether `claims` may publish to `channel`; `is_member`, asked where it matters, tells who is subscribed to it."""
     match namespaces.of(channel).publish:
         case Policy.SIGNED_IN:
             return claims.may_publish(channel)
         case Policy.MEMBERS:
-            return is_member and claims.may_publish(channel)
+            return is_member() and claims.may_publish(channel)
         case _:
             return False
 

@@ -325,6 +325,14 @@ def answer(obj: dict[str, Any]) -> bytes:
     return orjson.dumps(obj, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def published(id: Id, channel: str, position: bytes) -> bytes:
+    """Encode the answer to a publish; `position` is b"" where nothing is kept."""
+    if not position:
+        return b'{"op":"published","id":%b,"channel":%b}\n' % (orjson.dumps(id), orjson.dumps(channel))
+    found = (orjson.dumps(id), orjson.dumps(channel), position)
+    return b'{"op":"published","id":%b,"channel":%b,"position":"%b"}\n' % found
+
+
 def connected(c: dict[str, Any]) -> bytes:
     """Encode the answer to a connect: the members behind `op`."""
     return answer({"op": "connected", **c})

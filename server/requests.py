@@ -77,6 +77,10 @@ def retry_ms(code: Close) -> int | None:
     return random.randint(1000, 3000) if code.reconnect else None
 
 
+def _is_subscribed(session: Session, name: bytes) -> bool:
+    return any(channel.name == name for channel in session.channels) or name == personal(session.user).encode()
+
+
 class Requests:
     """The requests of all sessions of one worker."""
 
@@ -250,7 +254,7 @@ class Requests:
         if request.channel == personal(session.user):
             raise PeerError(Close.FORBIDDEN, "the personal channel stays", "channel", request.id)
         house, name = self._house, request.channel.encode()
-        if all(channel.name != name for channel in session.channels):
+        if not _is_subscribed(session, name):
             raise PeerError(Close.NOT_FOUND, f"not subscribed to {request.channel}", "channel", request.id)
         house.carousel.flush(session)
         if session.fd == CLOSED:
@@ -266,11 +270,8 @@ class Requests:
             self._too_fast(session, request.id, wait_ms)
             return
         name = request.channel.encode()
-        is_member = any(channel.name == name for channel in session.channels) or request.channel == personal(
-            session.user
-        )
-        claims = self._house.claims(session)
-        if not may_publish(self._namespaces, claims, request.channel, is_member=is_member):
+        is_member = partial(_is_subscribed, session, name)
+        if not may_publish(self._namespaces, self._house.claims(session), request.channel, is_member=is_member):
             self._stats.publish_failures += 1
             raise PeerError(Close.FORBIDDEN, "not allowed to publish", "channel", request.id)
         in_flight = self._in_flight.get(session, 0)
@@ -307,10 +308,10 @@ class Requests:
                 del self._in_flight[session]
         if isinstance(reply, bytes):
             self._stats.published += 1
-            frame = lines.answer({"op": "published", "id": id, "channel": channel, "position": reply.decode()})
+            frame = lines.published(id, channel, reply)
         elif isinstance(reply, int):  # live-only: nothing to come back to
             self._stats.published += 1
-            frame = lines.answer({"op": "published", "id": id, "channel": channel})
+            frame = lines.published(id, channel, b"")
         else:
             self._stats.publish_failures += 1
             fault = bus_fault(reply)

@@ -290,6 +290,14 @@ def test_answers() -> None:
     assert lines.HEARTBEAT == b"\n"
 
 
+@pytest.mark.parametrize("id", [None, 0, -(2**63), 2**64 - 1, "a", 'quo"te', "é\\"])
+@pytest.mark.parametrize("channel", ["room:a", '@quo"te', "raum:größe", "@back\\slash"])
+def test_answers_to_publishes(id: lines.Id, channel: str) -> None:
+    answer = {"op": "published", "id": id, "channel": channel}
+    assert lines.published(id, channel, b"") == lines.answer(answer)
+    assert lines.published(id, channel, b"0123abcd-5-9") == lines.answer({**answer, "position": "0123abcd-5-9"})
+
+
 def test_errors() -> None:
     error = PeerError(Close.FORBIDDEN, "not allowed to publish", "channel", 3)
     assert orjson.loads(lines.error(error)) == {
