@@ -27,7 +27,7 @@ _SINKS_PER_CLOCK = 16  # sinks served between two looks at the clock
 
 # A message with its number in order of arrival at this worker, and its frame in each lane that has needed it.
 Entry = tuple[int, Message, dict[Lane, bytes]]
-Debt = tuple["Round", int]  # what a round owes a sink: its log from that number on
+Debt = tuple["Round | Letters", int]  # what is owed to a sink: the log from that number on
 
 _number_of = itemgetter(0)
 
@@ -83,6 +83,20 @@ class Cohort:
             batch = [sink for sink in dict.fromkeys(batch) if sink in self._index]
             self._index.difference_update(batch)
         return batch
+
+
+class Letters:
+    """Messages for one sink alone, since the time `since_s`: of a personal channel with one subscriber, as most have."""
+
+    __slots__ = ("log", "since_s")
+
+    def __init__(self, since_s: float) -> None:
+        self.log: list[Entry] = []
+        self.since_s = since_s
+
+    def since(self, _number: int) -> list[Entry]:
+        """Return all of them; not to be changed."""
+        return self.log
 
 
 class Round:
@@ -165,10 +179,12 @@ class Carousel:
         self._on_done = on_done
         self._clock = clock
         self._rounds: deque[Round] = deque()
+        self._letters: dict[Sink, Letters] = {}
+        self._addressees: deque[Sink] = deque()  # of letters, in order; also some who have been served since
         self._number = 0
 
     def __bool__(self) -> bool:
-        return bool(self._rounds)
+        return bool(self._rounds or self._letters)
 
     def add(self, channel: Channel, message: Message) -> None:
         """Queue `message` for every subscriber that `channel` has now."""
@@ -178,6 +194,16 @@ class Carousel:
             current = channel.round = Round(channel)
             self._rounds.append(current)
         current.append(self._number, message, self._clock())
+        self.bytes_waiting += len(message.members)
+
+    def post(self, sink: Sink, message: Message) -> None:
+        """Queue `message` for `sink` alone."""
+        self._number += 1
+        letters = self._letters.get(sink)
+        if letters is None:
+            letters = self._letters[sink] = Letters(self._clock())
+            self._addressees.append(sink)
+        letters.log.append((self._number, message, {}))
         self.bytes_waiting += len(message.members)
 
     def turn(self) -> bool:
@@ -192,15 +218,20 @@ class Carousel:
                 current.channel.round = None
                 self._table.settle(current.channel)
             elif in_time:
-                in_time = (self._serve if len(rounds) == 1 else self._serve_merging)(current, deadline)
+                self._hand_out()
+                alone = len(rounds) == 1 and not self._letters
+                in_time = (self._serve if alone else self._serve_merging)(current, deadline)
                 rounds.rotate(-1)  # out of time or not: its next turn comes behind everybody else's
             else:
                 return True
-        return False
+        while in_time and self._letters:
+            self._hand_out()
+            in_time = self._clock() < deadline
+        return bool(self)  # somebody who had no room may have been told of meanwhile
 
     def flush(self, sink: Sink) -> None:
         """Serve `sink` everything that any round still owes it, so that what is offered next comes after."""
-        if self._rounds:
+        if self:
             debts = self._take(sink)
             if debts:
                 payload, count = _payload(sink.lane, debts)
@@ -284,9 +315,38 @@ class Carousel:
             self._on_full(sink)
         return in_time
 
+    def _hand_out(self) -> None:
+        """Serve the next few of those who have letters, each with what the rounds owe it too."""
+        addressees = self._addressees
+        full: list[Sink] = []
+        for _ in range(_SINKS_PER_CLOCK):
+            if not addressees:
+                break
+            sink = addressees.popleft()
+            debts = self._take(sink) if self._rounds else self._take_letters(sink)
+            if debts and self._table.holds(sink):  # otherwise it has been served with something else, or has left
+                payload, count = _payload(sink.lane, debts)
+                self.writes += 1
+                self.deliveries += count
+                if not sink.offer(payload):
+                    full.append(sink)
+        for sink in full:
+            self._on_full(sink)
+
+    def _take_letters(self, sink: Sink) -> list[Debt]:
+        letters = self._letters.pop(sink, None)
+        if letters is None:
+            return []
+        if not self._letters:
+            self._addressees.clear()
+        for _, message, _ in letters.log:
+            self.bytes_waiting -= len(message.members)
+        self._on_done(self._clock() - letters.since_s)
+        return [(letters, 0)]
+
     def _take(self, sink: Sink, but: Round | None = None) -> list[Debt]:
-        """Return what every round, `but` one, owes `sink`, and count it as served."""
-        debts = []
+        """Return its letters and what every round, `but` one, owes `sink`, and count it as served."""
+        debts = self._take_letters(sink) if self._letters else []
         for channel in (*sink.channels, self._table.users.get(sink.user)):
             if isinstance(channel, Channel) and channel.round is not None and channel.round is not but:
                 number = channel.round.take(sink)

@@ -314,7 +314,8 @@ class Feed:
         message, before = journal.decode(name, payload, self.head)
         if message.position[8:9] != b"-" or message.members[:1] != b",":  # enough of a look: our scripts wrote the rest
             raise ValueError("neither a position nor members")
-        channel = self._table.find(name)
+        sole = self._table.sole(name)  # most are: what is for one alone needs no round
+        channel = self._table.find(name) if sole is None else None
         if before and message.position[:8] != self._epoch and position.id_of(before):
             self._begin_epoch(position.before(message.position))  # a gap before it, and not instead of it
             self._release(Payload(name, payload))
@@ -329,7 +330,9 @@ class Feed:
         if not self._lag_shown:  # one of a batch stands for all
             self._lag_shown = True
             self._on_lag(message)
-        if channel is not None:
+        if sole is not None:
+            self._carousel.post(sole, message)
+        elif channel is not None:
             self._out(channel, message)
 
     def _fill(self, channel: Channel, payload: bytes, before: bytes) -> None:

@@ -100,6 +100,18 @@ class Table:
             return entry if entry is None or isinstance(entry, Channel) else self._grow(name, entry)
         return self.channels.get(name)
 
+    def sole(self, name: bytes) -> Sink | None:
+        """Return the only subscriber of a personal channel called `name`; None when it is another, or has more or none."""
+        if name[:1] != b"@":
+            return None
+        entry = self.users.get(name[1:].decode())
+        return None if isinstance(entry, Channel) else entry
+
+    def holds(self, sink: Sink) -> bool:
+        """Tell whether `sink` has entered and not left."""
+        entry = self.users.get(sink.user)
+        return entry is sink or (isinstance(entry, Channel) and sink in entry.sinks)
+
     def enter(self, sink: Sink) -> None:
         """Subscribe `sink` to its user's personal channel and to everything in `sink.channels`."""
         entry = self.users.get(sink.user)

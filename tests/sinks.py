@@ -105,9 +105,11 @@ class Worker:
     def publish(self, name: str, data: bytes = b',"data":1') -> int:
         """Publish a message to everybody subscribed to `name`; its position counts messages."""
         self.published += 1
-        channel = self.table.find(name.encode())
-        if channel is not None:
-            self.carousel.add(channel, Message(b"message", name.encode(), b"%d" % self.published, data))
+        message = Message(b"message", name.encode(), b"%d" % self.published, data)
+        if (sole := self.table.sole(name.encode())) is not None:
+            self.carousel.post(sole, message)
+        elif (channel := self.table.find(name.encode())) is not None:
+            self.carousel.add(channel, message)
         return self.published
 
     def drain(self, turns_max: int = 100_000) -> int:

@@ -154,7 +154,9 @@ class FanOut:
             starts = [cohort.number for cohort in current.cohorts]
             assert starts == sorted(set(starts))
         waiting = {number: message for each in self.worker.carousel._rounds for number, message, _ in each.log}
-        assert self.worker.carousel.bytes_waiting == sum(len(message.members) for message in waiting.values())
+        mail = [message for each in self.worker.carousel._letters.values() for _, message, _ in each.log]
+        messages = [*waiting.values(), *mail]
+        assert self.worker.carousel.bytes_waiting == sum(len(message.members) for message in messages)
 
     def finish(self) -> None:
         self.worker.drain()
@@ -163,6 +165,7 @@ class FanOut:
             assert len(keeper.received()) == len(owed)
         assert self.worker.carousel.bytes_waiting == 0
         assert not self.worker.carousel
+        assert not self.worker.carousel._addressees
         self._check_counters([*self.owed, *self.gone])
         self._check_table()
 

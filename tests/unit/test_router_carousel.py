@@ -306,3 +306,79 @@ def test_a_round_that_never_ends_tells_how_long_its_messages_took(worker: Worker
     assert worker.carousel
     assert len(worker.seconds) > 50
     assert max(worker.seconds) < 8.0  # a walk of five seconds, and what was begun before it
+
+
+def test_what_is_for_one_alone_takes_turns_with_a_broadcast() -> None:
+    worker = Worker(slice_seconds=1.0)
+    keepers = crowd(worker, 1000, "room:a")
+    alice = worker.keeper("alice")
+    slow(worker, [*keepers, alice], 2.0)
+    worker.publish("room:a")
+    worker.publish("@alice")
+    for turn in range(1, 10):
+        worker.publish("@alice")
+        before = sum(bool(keeper.writes) for keeper in keepers)
+        worker.carousel.turn()
+        assert len(alice.writes) == turn, "between two turns of the broadcast"
+        assert sum(bool(keeper.writes) for keeper in keepers) > before, "which goes on as well"
+    worker.drain()
+    assert all(keeper.received() == [1] for keeper in keepers)
+
+
+def test_many_who_are_written_to_alone_are_served_in_slices() -> None:
+    worker = Worker(slice_seconds=1.0)
+    keepers = [worker.keeper(f"u{number}") for number in range(100)]
+    slow(worker, keepers, 0.1)
+    for _ in range(2):
+        for number in range(100):
+            worker.publish(f"@u{number}")
+    assert worker.carousel.turn()
+    served = sum(bool(keeper.writes) for keeper in keepers)
+    assert 10 <= served < 30
+    assert worker.drain() > 3
+    assert [keeper.received() for keeper in keepers] == [[number, number + 100] for number in range(1, 101)]
+    assert (worker.carousel.writes, worker.carousel.deliveries) == (100, 200)
+
+
+def test_a_second_connection_comes_while_something_waits_for_the_first(worker: Worker) -> None:
+    first = worker.keeper("alice", "room:a")
+    worker.publish("@alice")
+    worker.publish("room:a")
+    second = worker.keeper("alice")
+    worker.publish("@alice")
+    worker.drain()
+    assert first.received() == [1, 2, 3]
+    assert len(first.writes) == 1
+    assert second.received() == [3]
+
+
+def test_what_waits_for_one_who_leaves_is_dropped(worker: Worker) -> None:
+    first = worker.keeper("alice")
+    worker.publish("@alice")
+    worker.table.leave(first)
+    second = worker.keeper("alice")
+    worker.publish("@alice")
+    worker.drain()
+    assert first.writes == []
+    assert second.received() == [2]
+    assert worker.carousel.bytes_waiting == 0
+
+
+def test_flush_serves_what_is_for_one_alone(worker: Worker) -> None:
+    alice = worker.keeper("alice")
+    worker.publish("@alice")
+    worker.carousel.flush(alice)
+    assert alice.received() == [1]
+    worker.publish("@alice")
+    worker.drain()
+    assert alice.received() == [1, 2]
+
+
+def test_who_is_written_to_alone_and_has_no_room_is_reported(worker: Worker) -> None:
+    alice, bob = worker.keeper("alice"), worker.keeper("bob")
+    alice.has_room = False
+    for name in ("@alice", "@bob"):
+        worker.publish(name)
+    worker.drain()
+    assert worker.full == [alice]
+    assert bob.received() == [2]

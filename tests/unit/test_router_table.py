@@ -9,6 +9,7 @@ import pytest
 from sinks import Keeper, Worker
 
 from router.carousel import Round
+from router.message import Message
 from router.table import Channel
 
 
@@ -87,9 +88,14 @@ def test_a_user_who_leaves_in_the_middle_of_a_round_is_not_revived_by_its_end(wo
 
 def test_the_reference_comes_back_after_a_round(worker: Worker) -> None:
     alice = worker.keeper("alice")
-    worker.publish("@alice")
-    assert isinstance(worker.table.users["alice"], Channel)
+    channel = worker.table.find(b"@alice")
+    assert isinstance(channel, Channel)
+    worker.carousel.add(channel, Message(b"gap", b"@alice", b"1", b""))
+    assert worker.table.users["alice"] is channel
+    assert worker.table.sole(b"@alice") is None
     worker.drain()
+    assert alice.received() == [1]
+    assert worker.table.sole(b"@alice") is alice
     assert worker.table.users == {"alice": alice}
 
 
