@@ -42,6 +42,7 @@ OK, CRASHED, BAD_CONFIG, CANNOT_BOOT, CRASH_LOOP = range(5)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # USR1: drain, from the admin process
 _TICK_SECONDS = 0.25
+_START_TICK_SECONDS = 0.05  # until all are ready
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -107,7 +108,7 @@ class Supervisor:
         for child in self.children:
             if child.is_running:
                 poll.register(child.pidfd, select.POLLIN)
-        poll.poll(_TICK_SECONDS * 1000)
+        poll.poll((_TICK_SECONDS if self.announced else _START_TICK_SECONDS) * 1000)
         with contextlib.suppress(BlockingIOError):
             self.signals += wakeup.recv(64)
 

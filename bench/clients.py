@@ -145,7 +145,7 @@ class Clients:
             due = plan.count if not plan.rate else min(plan.count, int((now - began) * plan.rate) + 1)
             while opening.started < due and opening.started - opening.settled < plan.flight:
                 self._connect(opening, next(sources))
-            self.pump(0.005 if opening.started == due < plan.count else 0.1)
+            self.pump(began + opening.started / plan.rate - now if opening.started == due < plan.count else 0.1)
         self._opening = None
         return self.tally()
 

@@ -14,6 +14,7 @@ from bench.clients import CLOSED, READ_BYTES, Clients, Plan, _Opening
 
 ANSWER_SECONDS_MAX = 30.0
 LEAVE_SECONDS_MAX = 10.0
+NICENESS = 10
 _POLITE = re.compile(rb'"code":3012,.*"reconnect":true,"after_ms":[1-9]')
 _PONG = re.compile(rb'"op":"pong","id":(\d+)')
 
@@ -26,10 +27,14 @@ class Refusals(NamedTuple):
 
 
 class Knockers(Clients):
-    """Connections that may be sent away: politely, or it is a fault."""
+    """Connections that may be sent away: politely, or it is a fault.
+
+    Real ones would be on machines of their own. Here they stand back for those whose latency is measured.
+    """
 
     def __init__(self, control: int | None = None) -> None:
         super().__init__(control)
+        os.nice(NICENESS)
         self._leaving: set[int] = set()  # refused, and not yet closed by the server
         self._refused = 0
 

@@ -27,6 +27,17 @@ def cpu_ns(pid: int) -> int:
         raise Gone(f"process {pid} has ended while it was measured") from error
 
 
+def waited_ns(pid: int) -> int:
+    """Return how long the first thread of a process has been ready to run and has not run: /proc/PID/schedstat.
+
+    Raises: Gone when there is no such process.
+    """
+    try:
+        return int((PROC / str(pid) / "schedstat").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise Gone(f"process {pid} has ended while it was measured") from error
+
+
 def memory_bytes(pid: int) -> int:
     """Return the proportional set size of a process without the pages of files (/proc/PID/smaps_rollup).
 

@@ -25,6 +25,7 @@ USER_TIMEOUT_SECONDS = 30.0  # TCP_USER_TIMEOUT: sent, never acknowledged
 KEEPALIVE_IDLE_SECONDS = 120
 KEEPALIVE_INTERVAL_SECONDS = 15
 KEEPALIVE_PROBES = 4
+BUS_PATIENCE_SECONDS = 2.0  # a worker that begins lets nobody in before its bus is up, or this has passed
 ACCEPT_PAUSE_SECONDS = 0.5  # after EMFILE and its kind
 LINGER_SECONDS_MAX = 2.0  # for a peer to read our farewell and close
 

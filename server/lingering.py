@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import errno
 import select
 import socket
 from typing import TYPE_CHECKING
@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from server.pool import Pool
 
-_shutdown = ctypes.CDLL(None).shutdown  # shutdown(2); a socket object would cost three more system calls
+# A socket object would cost three more system calls. MSG_MORE lets the kernel hold what is sent until shutdown(2) puts its FIN
+# behind it: one segment instead of two, a tenth of what it costs to send somebody away.
+_libc = ctypes.CDLL(None, use_errno=True)
+_shutdown, _send = _libc.shutdown, _libc.send
+_send.argtypes = ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
+_send.restype = ctypes.c_ssize_t
+_MORE = socket.MSG_MORE | socket.MSG_NOSIGNAL
 SPEAKING = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
@@ -29,13 +35,11 @@ class Lingering:
 
     def send(self) -> None:
         """Send what is left of the last frame; behind it, close our half."""
-        try:
-            self.rest = self.rest[os.write(self.fd, self.rest) :]
-        except BlockingIOError:
-            pass
-        except OSError:
+        sent = _send(self.fd, self.rest, len(self.rest), _MORE)
+        if sent < 0 and ctypes.get_errno() != errno.EAGAIN:
             self.pool.close(self)
             return
+        self.rest = self.rest[max(0, sent) :]
         if self.rest:
             self.pool.arm(self.fd, SPEAKING | select.EPOLLOUT)
             return

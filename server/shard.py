@@ -116,6 +116,7 @@ class Shard:
         self.leaving = Leaving(self, place.window, config.drain_seconds)
         self._tasks = Tasks(self.loop)
         self._goes_on = False  # a part of the pool's batch is left for the next pass of the loop
+        self._bus_came: asyncio.Future[None] = self.loop.create_future()
         self._tcp_door = LinesDoor(self, self._tcp)
         self.http_door = StreamDoor(self, self._sse, self.web.take)
         self.listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
@@ -133,6 +134,13 @@ class Shard:
         if self.verifier is not None:
             self.reread()  # this may be a replacement, forked from a supervisor that still has the key it began with
             self._tasks.start(self.verifier.keep_fresh())
+        # Who is let in before the bus is there cannot be told what it has missed. Its first moments are waited for in the
+        # queue, where it costs nobody anything; no longer, because health checks are answered without a bus, too.
+        await asyncio.wait(
+            [self._bus_came, self._tasks.ended],
+            timeout=limits.BUS_PATIENCE_SECONDS,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         self.loop.add_reader(self.pool.fileno(), self._ready)
         for listener in self.listeners:
             listener.open()
@@ -253,6 +261,8 @@ class Shard:
 
     def _connected(self, count: int) -> None:
         self.stats.bus_reconnects += count > 1
+        if self.bus.connected and not self._bus_came.done():  # in a cluster: of the last shard
+            self._bus_came.set_result(None)
 
     def _saw_lag(self, message: Message) -> None:
         self.stats.bus_lag.observe(max(0.0, time.time() - journal.published_at(message)))

@@ -1,9 +1,12 @@
 """Every listening socket of the server. The supervisor makes them before its first fork, and closes them last.
 
 Closing a listener resets everybody in its queue. So before the end it takes no newcomers for a moment, in which its worker empties
-the queue: a filter on the socket (socket(7), SO_ATTACH_FILTER) drops what begins a connection, and lets pass the rest of a
-handshake under way. Whoever is dropped tries again after a second, as TCP does with a lost packet, and finds the port closed, or a
-successor.
+the queue: what begins a connection is dropped, and the rest of a handshake under way let pass. Whoever is dropped tries again
+after a second, as TCP does with a lost packet, and finds the port closed, or a successor.
+
+A filter on the socket does that (socket(7), SO_ATTACH_FILTER). Newer kernels want CAP_NET_ADMIN for one on TCP. Without it the
+listener asks for a TTL that only neighbours can have who begin with 255 (ip(7), IP_MINTTL), and next to nobody does. The kernel
+applies that to a handshake's first packet and not to its last; who comes out of one meanwhile is not heard any more, but told.
 
 Sockets that were passed to us stay open in whoever passed them, and what waits in their queues outlives us: no filter there.
 """
@@ -103,7 +106,20 @@ class Sockets:
                 _drop_syn(sock)
 
 
+_MINTTL = {
+    socket.AF_INET: (socket.IPPROTO_IP, 21),  # IP_MINTTL, linux/in.h
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 73),  # IPV6_MINHOPCOUNT, linux/in6.h
+}
+
+
 def _drop_syn(sock: socket.socket) -> None:
+    try:
+        _attach_filter(sock)
+    except PermissionError:
+        sock.setsockopt(*_MINTTL[sock.family], 255)
+
+
+def _attach_filter(sock: socket.socket) -> None:
     instructions = ctypes.create_string_buffer(_NO_SYN)
     program = struct.pack("HP", len(_NO_SYN) // 8, ctypes.addressof(instructions))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from harness import Server
@@ -24,8 +25,8 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """Start servers with `start_server("--workers", "2", ...)`; they are stopped, and must leave nothing running."""
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str, env: dict[str, str] | None = None, wait: bool = True, before: str = "") -> Server:
-            return stack.enter_context(Server(options, env=env, wait=wait, before=before))
+        def start(*options: str, **how: Any) -> Server:
+            return stack.enter_context(Server(options, **how))
 
         yield start
 

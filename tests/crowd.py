@@ -17,6 +17,7 @@ import orjson
 
 CHANNEL = "room:crowd"
 DRAINING = 3001
+STOPPED = 3009
 Address = tuple[str, int]
 
 
@@ -82,13 +83,13 @@ class Member:
             crowd.came.append(time.monotonic())
         elif op == "close":
             self.after_seconds = (message["after_ms"] or 0) / 1000
-            crowd.closes[message["code"]] += 1
             if not message["reconnect"]:
                 crowd.faults[f"sent away for good: {message}"] += 1
-            elif not self.is_in:
-                crowd.refused += 1
-            elif message["code"] == DRAINING:
+            elif self.is_in:
+                crowd.told[message["code"]] += 1
                 crowd.left.append(time.monotonic())
+            else:
+                crowd.refused[message["code"]] += 1
         else:
             crowd.faults[f"unexpected: {message}"] += 1
 
@@ -165,10 +166,10 @@ class Crowd:
     def __init__(self, way: Way, size: int) -> None:
         self.way = way
         self.faults: Counter[str] = Counter()
-        self.closes: Counter[int] = Counter()
+        self.told: Counter[int] = Counter()  # why those inside were asked to leave, by code
+        self.refused: Counter[int] = Counter()  # why those at the door were sent away
         self.came: list[float] = []  # when somebody was let in
         self.left: list[float] = []  # when somebody inside was asked to leave
-        self.refused = 0
         self.closing = False
         self.connections: set[Connection] = set()
         self.members = [Member(self, f"m{number}", is_events=number % 2 == 1) for number in range(size)]
@@ -217,8 +218,8 @@ class Crowd:
         """Return what has happened, in a few lines."""
         inside = sum(member.is_in for member in self.members)
         return (
-            f"{inside} of {len(self.members)} inside, {len(self.came)} times let in, {self.refused} times refused,"
-            f" {dict(self.closes)} closes, faults: {dict(self.faults)}"
+            f"{inside} of {len(self.members)} inside, {len(self.came)} times let in,"
+            f" told to leave: {dict(self.told)}, refused: {dict(self.refused)}, faults: {dict(self.faults)}"
         )
 
 

@@ -35,6 +35,13 @@ if os.getppid() != {parent}:
     sys.exit("its test has ended")
 """
 
+# And it runs as it does in an image or under systemd, wherever the tests run: a thread's capabilities, of which it keeps
+# none, are those of all that it forks: capset(2), capabilities(7).
+UNPRIVILEGED = """
+import ctypes
+assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
+"""
+
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
     """Return the first truthy result of `condition`; fail the test after `seconds`."""
@@ -55,7 +62,13 @@ class Server:
     """
 
     def __init__(
-        self, options: Sequence[str] = (), *, env: dict[str, str] | None = None, wait: bool = True, before: str = ""
+        self,
+        options: Sequence[str] = (),
+        *,
+        env: dict[str, str] | None = None,
+        wait: bool = True,
+        before: str = "",
+        unprivileged: bool = True,
     ) -> None:
         self.options = list(options)
         self.addresses: dict[str, list[tuple[str, int]]] = {"tcp": [], "http": [], "admin": []}
@@ -63,7 +76,9 @@ class Server:
         self._env = env or {}
         self._clients: list[LineClient | EventClient] = []
         self._wait = wait
-        self._program = f"import sys\n{before}\nfrom commands import main\nsys.exit(main())"
+        self._program = (
+            f"{UNPRIVILEGED if unprivileged else ''}import sys\n{before}\nfrom commands import main\nsys.exit(main())"
+        )
         self._is_ready = threading.Event()
 
     def __enter__(self) -> Server:

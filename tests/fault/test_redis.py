@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import redis
+from balancers import free_ports, loopback_host
 from harness import Json, LineClient, Server, wait_until
 
 from router.embedded import Embedded
@@ -168,6 +169,27 @@ def test_who_has_been_further_elsewhere_is_sent_nothing_twice(
     alice.expect("subscribed", id=2, recovered=True)
     ahead.publish("room:a", "new")
     assert alice.messages(1)[0]["data"] == "new"
+
+
+def test_who_comes_before_the_bus_waits_for_it_and_misses_nothing(
+    start_server: StartServer, valkey: Embedded, tmp_path: Path
+) -> None:
+    """A server that has just been started again: whoever left it comes back in its first moments."""
+    before = start_server("--workers", "1", "--redis", valkey.url)
+    position = before.joined("alice", "room:a").connected["position"]
+    before.publish("room:a", "missed")
+    way = tmp_path / "redis.sock"
+    host = loopback_host()
+    (port,) = free_ports(host, 1)
+    server = start_server(
+        "--workers", "1", "--redis", f"unix://{way}", "--tcp", f"{host}:{port}", wait=False
+    )  # fmt: skip
+    wait_until(lambda: any("trying again" in line for line in server.log), "it has no bus yet")
+    with LineClient((host, port)) as alice:
+        alice.send({"op": "connect", "user": "alice", "channels": ["room:a"], "position": position})
+        way.symlink_to(valkey.url.removeprefix("unix://"))
+        alice.expect("connected", recovered=True)
+        assert alice.messages(1)[0]["data"] == "missed"
 
 
 def test_a_redis_that_is_not_there_yet(start_server: StartServer, valkey: Embedded) -> None:

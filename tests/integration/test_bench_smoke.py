@@ -108,12 +108,13 @@ def check_direct(counts: dict[str, int], found: dict[str, Any]) -> None:
 
 
 def check_admission(counts: dict[str, int], found: dict[str, Any]) -> None:
-    assert counts["sessions"] == 10
-    assert counts["pings answered"] == 3 * 25
+    assert counts["sessions"] == 2 * 10
+    assert counts["pings answered"] == 4 * 25
     assert counts["accepted where there is no limit"] == 200
     assert counts["refused where nobody is let in"] == 199, "the first finds a full bucket"
     assert counts["allowed rate: refused"] == 0
     assert counts["allowed rate: served"] == 100
+    assert counts["twice the rate, all let in: served"] == counts["twice the rate, all let in: offered"] == 200
     assert (
         counts["twice the rate: served"] + counts["twice the rate: refused"] == counts["twice the rate: offered"] == 200
     )

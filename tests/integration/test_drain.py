@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+import pytest
 from harness import ROOT, Json, Server, wait_until
 
 StartServer = Callable[..., Server]
@@ -101,8 +102,12 @@ def burst(moments: list[float], seconds: float = 0.1) -> float:
     return max(bisect_right(moments, at + seconds) - number for number, at in enumerate(moments)) / len(moments)
 
 
-async def test_sessions_leave_evenly_and_nobody_who_comes_is_reset(start_server: StartServer) -> None:
-    server = start_server("--workers", "2", "--drain-seconds", str(WINDOW_SECONDS))
+@pytest.mark.parametrize("unprivileged", [True, False])
+async def test_sessions_leave_evenly_and_nobody_who_comes_is_reset(
+    start_server: StartServer, unprivileged: bool
+) -> None:
+    """The end of a drain is another one with and without privileges: `server.sockets`."""
+    server = start_server("--workers", "2", "--drain-seconds", str(WINDOW_SECONDS), unprivileged=unprivileged)
     told: list[tuple[float, Json]] = []
     joined = asyncio.Semaphore(0)
     sessions = [asyncio.create_task(session(server, number, told, joined)) for number in range(300)]

@@ -2,10 +2,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
-from bench.measure import Gone, cpu_ns, memory_bytes, owners, slab, slabinfo_bytes, sockets
+from bench.measure import Gone, cpu_ns, memory_bytes, owners, slab, slabinfo_bytes, sockets, waited_ns
 
 GREEDY = (
     "import sys; sys.stdin.readline(); a = bytearray(b'x') * 30_000_000; print('grown', flush=True); sys.stdin.read()"
@@ -28,8 +29,25 @@ def test_cpu_counts_what_a_process_uses_and_tells_when_it_is_gone() -> None:
         pass
     with pytest.raises(Gone, match=str(child.pid)):
         cpu_ns(child.pid)
-    with pytest.raises(Gone, match=str(child.pid)):
-        memory_bytes(child.pid)
+    for measure in (memory_bytes, waited_ns):
+        with pytest.raises(Gone, match=str(child.pid)):
+            measure(child.pid)
+
+
+def test_waiting_counts_while_another_has_the_processor() -> None:
+    """Two that want the same processor for so long: it cannot have had both."""
+    spin = "import time\nwhile time.process_time() < 0.2: pass"
+    cpu = min(os.sched_getaffinity(0))
+    first, second = (
+        subprocess.Popen(["taskset", "-c", str(cpu), sys.executable, "-c", spin + "\ninput()"], stdin=subprocess.PIPE)
+        for _ in range(2)
+    )
+    with first, second:
+        until = time.monotonic() + 20
+        while sum(map(waited_ns, (first.pid, second.pid))) < 100_000_000:
+            assert time.monotonic() < until
+        for each in (first, second):
+            each.communicate(b"\n")
 
 
 def test_memory_counts_what_a_process_takes() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dockerfile import copied, instructions
 
 from commands import COMMANDS, serve
 from server import config, limits
@@ -39,26 +39,24 @@ def parsed(argv: list[str], environ: dict[str, str], read_file: dict[str, Path] 
 # The image.
 
 
-def instructions() -> list[tuple[str, str]]:
-    text = re.sub(r"\\\n", " ", (ROOT / "deploy" / "Dockerfile").read_text())
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return [(line.split()[0], line.partition(" ")[2].strip()) for line in lines]
-
-
 def test_everything_that_is_copied_is_there_and_let_through() -> None:
     ignore = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
-    for name, rest in instructions():
-        words = shlex.split(rest)
-        if name != "COPY" or words[0].startswith("--from"):
-            continue
-        for source in words[:-1]:
+    for sources, _ in copied():
+        for source in sources:
             assert (ROOT / source).exists(), source
             assert f"!{source}" in ignore
 
 
 def test_everything_that_ships_is_copied() -> None:
-    copied = {word for name, rest in instructions() if name == "COPY" for word in shlex.split(rest)}
-    assert copied >= {"commands", "server", "router", "tuning", "bench", "workers.py", "requirements.lock"}
+    assert {source for sources, _ in copied() for source in sources} >= {
+        "commands",
+        "server",
+        "router",
+        "tuning",
+        "bench",
+        "workers.py",
+        "requirements.lock",
+    }
 
 
 def test_the_image_runs_the_server_as_nobody() -> None:

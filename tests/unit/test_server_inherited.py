@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
+from harness import UNPRIVILEGED
 
 from server import inherited
 from server.config import Address, load
@@ -130,19 +132,29 @@ def test_what_was_not_passed_is_opened_here(stack: ExitStack) -> None:
     assert next(sockets.lines()) == f"tcp {address_of(passed)}"
 
 
-def test_before_the_end_no_connection_begins_but_on_what_was_passed(stack: ExitStack) -> None:
+@pytest.mark.parametrize("privileges", ["", UNPRIVILEGED], ids=["as we are", "unprivileged"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_before_the_end_no_connection_begins_but_on_what_was_passed(
+    stack: ExitStack, host: str, privileges: str
+) -> None:
     passed = listening(stack)
-    config = load({"tcp": str(address_of(passed)), "http": "127.0.0.1:0", "admin": "127.0.0.1:0"}, {})
+    config = load({"tcp": str(address_of(passed)), "http": f"{host}:0", "admin": "127.0.0.1:0"}, {})
     sockets = Sockets.open(config, 1, [Inherited(passed, "moorage.socket")])
     (own,) = sockets.http[0].sockets
     stack.enter_context(own)
     stack.enter_context(sockets.admin.sockets[0])
-    waiting = stack.enter_context(socket.create_connection(own.getsockname(), timeout=5))
-    sockets.hold_off()
+    waiting = stack.enter_context(socket.create_connection(own.getsockname()[:2], timeout=5))
+
+    def hold_off() -> None:  # in a thread of its own, which alone loses its privileges
+        exec(privileges)
+        sockets.hold_off()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(hold_off).result()
     stack.enter_context(socket.create_connection(passed.getsockname(), timeout=5))
     stack.enter_context(socket.create_connection(sockets.admin.sockets[0].getsockname(), timeout=5))
     with pytest.raises(TimeoutError):
-        socket.create_connection(own.getsockname(), timeout=0.2)
+        socket.create_connection(own.getsockname()[:2], timeout=0.2)
     own.setblocking(True)
     own.settimeout(5)
     accepted = stack.enter_context(own.accept()[0])

@@ -1,0 +1,64 @@
+"""Those who come, and those who are there."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from server import limits
+from server.listener import Listener
+from server.pool import Events, Pool
+from server.stats import Stats
+
+
+class Other:
+    """Somebody who is served already."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.fd = self.ours.fileno()
+        self.reacted = 0
+
+    def react(self, _events: int) -> None:
+        self.reacted += 1
+        self.ours.recv(100)
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as made:
+        made.setblocking(False)
+        yield made
+
+
+def test_many_who_come_at_once_do_not_keep_others_waiting(sock: socket.socket) -> None:
+    """Each of them takes half a millisecond, as one does whose token is verified on a busy machine."""
+    now = 0.0
+    welcomed: list[int] = []
+
+    def welcome(fd: int) -> None:
+        nonlocal now
+        now += 0.0005
+        welcomed.append(fd)
+
+    pool = Pool(Stats(), cast(Events, None), clock=lambda: now)  # who is told of sessions, of which there are none
+    other = Other()
+    Listener(sock, pool, welcome).open()
+    pool.put(other, select.EPOLLIN)
+    crowd = [socket.create_connection(sock.getsockname()) for _ in range(30)]
+    turns = 0
+    while len(welcomed) < len(crowd):
+        turns += 1
+        before = now
+        other.theirs.send(b"ping")
+        while pool.turn():
+            pass
+        assert other.reacted == turns
+        assert now - before <= 2 * limits.TURN_SECONDS_MAX
+    assert turns > 3
+    for each in (*crowd, other.ours, other.theirs, *(socket.socket(fileno=fd) for fd in welcomed)):
+        each.close()
