@@ -517,7 +517,7 @@ async def test_a_name_that_redis_has_unsubscribed_is_repaired(
 ) -> None:
     """Somebody in between says UNSUBSCRIBE in our name, as a cluster does when a slot moves."""
     await station.join(b"room:a", b"room:b")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     told: list[set[bytes]] = []
     station.events.clear()
     tell = station.bus._on.rejoined
@@ -540,7 +540,7 @@ async def test_a_name_that_redis_has_unsubscribed_is_repaired(
 async def test_a_loss_while_a_name_is_subscribed_again(station: Station, proxy: Proxy) -> None:
     """It is restored with all the others, and not told to have been rejoined."""
     await station.join(b"room:a")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     tell = station.bus._on.lapsed
 
     def lapsed(name: bytes) -> None:
@@ -563,7 +563,7 @@ async def test_a_name_that_cannot_be_subscribed_again_is_restored(
 ) -> None:
     """Redis refuses to say where that would begin: nobody may wait for ever for that to be told."""
     await station.join(b"room:a")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     undo = refuse_by_memory(outside)
     upstream.write(pack((b"UNSUBSCRIBE", station.keys.channel(b"room:a"))))
     await until(lambda: station.lost, "it is given up")
@@ -579,7 +579,7 @@ async def test_a_name_of_the_bus_itself_that_redis_has_unsubscribed_is_noticed(
     station: Station, proxy: Proxy, outside: Client, names: str
 ) -> None:
     await station.join(b"room:a")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     upstream.write(pack((b"UNSUBSCRIBE", *outside.pubsub_channels(station.prefix + names))))
     await back(station)
     assert await station.send(station.bus.reply_name, b"1 {}") == 1
