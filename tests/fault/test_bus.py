@@ -359,6 +359,21 @@ async def test_a_link_that_swallows_everything_is_noticed(station: Station, prox
     await works(station, b"room:a")
 
 
+@pytest.mark.parametrize("pipe", [0, 1], ids=["publishing", "subscribing"])
+async def test_one_pipe_that_swallows_everything_is_noticed_in_time(valkey: Embedded, pipe: int) -> None:
+    """Publishing works and nothing arrives, or the other way round: with the figures of production, red within 5 s."""
+    async with watched(), Proxy(valkey) as proxy, Station(proxy.url) as station:
+        await station.join(b"room:a")
+        began = time.monotonic()
+        proxy.stall(proxy.pairs[pipe])
+        await until(lambda: not station.bus.healthy(), "it is noticed", 5.0)
+        assert time.monotonic() - began < 5.0
+        await until(lambda: not station.bus.connected, "it is given up")
+        proxy.flow()
+        await back(station)
+        await works(station, b"room:a")
+
+
 async def test_a_link_that_swallows_everything_while_we_do_not_read(station: Station, proxy: Proxy) -> None:
     await station.join(b"room:a")
     station.bus.pause(True)
