@@ -3,20 +3,22 @@
 Opens connections that have only their personal channel, takes the slope of memory, then opens those of the room. Then it
 asks, one question after the other: who is in the room, and whether a user drawn at random is there. While
 some of the questions about the room are answered, a connection to every worker pings: the longest round trip is how
-long a worker's loop was held up, beside the longest when nobody asks anything.
+long a worker's loop was held up, beside the longest when nobody asks anything. Nobody is sent a heartbeat meanwhile: those
+of very many connections would be the most of what is measured, and the server never quiet.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import select
+import selectors
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import NamedTuple
 
 from bench import measure
 from bench.clients import Plan
@@ -35,8 +37,11 @@ ROOM_USERS = "v"  # their names begin with it
 STALL_QUESTIONS = 5  # in a round, while others ping
 ONLINE_QUESTIONS = 20  # about one user for each about the room: they are cheap
 PING_SECONDS = 0.001  # between two pings of a connection
-IDLE_SECONDS = 0.5  # of pinging without a question
+IDLE_SECONDS = 0.5  # without a question
 PINGERS_PER_WORKER = 8  # opened, so that one of them is on every worker
+HEARTBEAT_SECONDS = 3600.0
+FLIGHT = 4_096  # connections under way at a time, of all client processes
+OPEN_SECONDS, OPENED_PER_SECOND_MIN = 60.0, 1_000  # given to the clients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,10 @@ def run(settings: PresenceSettings, report: Report) -> None:
     total = settings.connections + settings.users
     room_for(total + PINGERS_PER_WORKER * settings.workers, settings.workers)
     processes = processes_needed(total, settings.client_processes)
-    environ = {"MOORAGE_PRESENCE_CONNECTIONS_MAX": str(settings.names)}
+    environ = {
+        "MOORAGE_PRESENCE_CONNECTIONS_MAX": str(settings.names),
+        "MOORAGE_HEARTBEAT_SECONDS": f"{HEARTBEAT_SECONDS:g}",
+    }
     with (
         Target(settings.workers, settings.redis, environ) as target,
         aside(target.cpus()) as spare,
@@ -79,21 +87,28 @@ def run(settings: PresenceSettings, report: Report) -> None:
 
 def _open(settings: PresenceSettings, report: Report, target: Target, crowd: Crowd) -> None:
     """Open all connections, and take what memory a personal channel costs."""
-    server, transport = target.listens(settings.transport), settings.transport
+    plan = Plan(
+        settings.transport, target.listens(settings.transport), 0, 0, rate=settings.rate,
+        flight=max(8, FLIGHT // len(crowd.pids)),
+    )  # fmt: skip
     base = max(1, settings.connections // 10)  # what the first ones wake up is not theirs alone
-    crowd.open(Plan(transport, server, 0, base, rate=settings.rate))
+    _open_all(crowd, replace(plan, count=base))
     before = _memory(target)
     rest = settings.connections - base
-    live = crowd.open(Plan(transport, server, base, rest, rate=settings.rate)).live
+    live = _open_all(crowd, replace(plan, first=base, count=rest))
     report.count("personal channels", live, settings.connections)
     workers, redis = (now - then for now, then in zip(_memory(target), before, strict=True))
     report.add("memory of a connection with its personal channel, workers", workers / rest, "bytes/connection")
     if target.processes.redis:
         report.add("memory of its personal channel, Redis", redis / rest, "bytes/connection")
     report.say(f"{live:,} connections with a personal channel")
-    plan = Plan(transport, server, 0, settings.users, users=ROOM_USERS, rooms=(ROOM,), rate=settings.rate)
-    report.count("users in the room", crowd.open(plan).live - live, settings.users)
-    target.quiet()
+    room = replace(plan, count=settings.users, users=ROOM_USERS, rooms=(ROOM,))
+    report.count("users in the room", _open_all(crowd, room) - live, settings.users)
+
+
+def _open_all(crowd: Crowd, plan: Plan) -> int:
+    """Open the connections of `plan`, and return how many there are now."""
+    return crowd.open(plan, OPEN_SECONDS + plan.count / OPENED_PER_SECOND_MIN).live
 
 
 def _memory(target: Target) -> tuple[int, int]:
@@ -101,42 +116,64 @@ def _memory(target: Target) -> tuple[int, int]:
     return target.memory_bytes(target.processes.worker), target.memory_bytes(target.processes.redis)
 
 
+class Asked(NamedTuple):
+    """What came of several questions, one after the other."""
+
+    times: list[int]  # nanoseconds of each
+    workers_ms: float  # CPU of a question
+    redis_ms: float
+    answer: bytes  # the last
+
+
 def _ask_room(settings: PresenceSettings, report: Report, target: Target, asker: Line) -> None:
     """Ask who is in the room."""
-    times, cpu_us, answer = _ask(target, asker, [ROOM] * settings.questions)
-    found = json.loads(answer)
+    asked = _ask(target, asker, [ROOM] * settings.questions)
+    found = json.loads(asked.answer)
     report.count("users found in the room", found.get("connections", len(found.get("users", ()))), settings.users)
-    report.add("the room, CPU of all workers", cpu_us / 1000, "ms/question")
-    report.add("the room, answer", len(answer), "bytes")
-    _add_times(report, "the room", times)
+    _add(report, "the room", asked)
+    report.add("the room, answer", len(asked.answer), "bytes")
 
 
 def _ask_online(settings: PresenceSettings, report: Report, target: Target, asker: Line) -> None:
     """Ask for users drawn at random."""
     names = [f"@u{random.randrange(settings.connections)}" for _ in range(ONLINE_QUESTIONS * settings.questions)]
-    times, cpu_us, answer = _ask(target, asker, names)
-    report.count("users found online", sum(json.loads(answer)["users"].values()), 1)
-    report.add("one user, CPU of all workers", cpu_us / 1000, "ms/question")
-    _add_times(report, "one user", times)
+    asked = _ask(target, asker, names)
+    report.count("users found online", sum(json.loads(asked.answer)["users"].values()), 1)
+    _add(report, "one user", asked)
 
 
-def _ask(target: Target, asker: Line, channels: list[str]) -> tuple[list[int], float, bytes]:
-    """Ask one question after the other.
+def _ask(target: Target, asker: Line, channels: list[str]) -> Asked:
+    """Ask one question after the other; what so many workers use without a question is taken off."""
+    idle, seconds = _cpu_while(target, lambda: time.sleep(IDLE_SECONDS))
+    times, answer = list[int](), b""
 
-    Return the nanoseconds of each, the CPU microseconds of a question, and the last answer.
-    """
+    def ask() -> None:
+        nonlocal answer
+        for channel in channels:
+            began = time.monotonic_ns()
+            answer = asker.ask(_question(channel))
+            times.append(time.monotonic_ns() - began)
+
+    used, lasted = _cpu_while(target, ask)
+    workers, redis = (
+        max(0.0, busy - rest * lasted / seconds) / 1e6 / len(channels) for busy, rest in zip(used, idle, strict=True)
+    )
+    return Asked(times, workers, redis, answer)
+
+
+def _cpu_while(target: Target, work: Callable[[], None]) -> tuple[tuple[int, int], float]:
+    """Do `work` in quiet; return the CPU nanoseconds of workers and Redis, and the seconds from before to after it."""
     target.quiet()
-    before, times, answer = target.cpu_ns(), list[int](), b""
-    for channel in channels:
-        began = time.monotonic_ns()
-        answer = asker.ask(_question(channel))
-        times.append(time.monotonic_ns() - began)
+    began, workers, redis = time.monotonic(), target.cpu_ns("worker"), target.cpu_ns("redis")
+    work()
     target.quiet()
-    return times, (target.cpu_ns() - before) / 1000 / len(channels), answer
+    return (target.cpu_ns("worker") - workers, target.cpu_ns("redis") - redis), time.monotonic() - began
 
 
-def _add_times(report: Report, name: str, times: list[int]) -> None:
-    ordered = sorted(times)
+def _add(report: Report, name: str, asked: Asked) -> None:
+    report.add(f"{name}, CPU of all workers", asked.workers_ms, "ms/question")
+    report.add(f"{name}, CPU of Redis", asked.redis_ms, "ms/question")
+    ordered = sorted(asked.times)
     for quantile_name, share in (("p50", 0.50), ("p99", 0.99)):
         report.add(f"{name}, time of an answer {quantile_name}", quantile(ordered, share) / 1e6, "ms")
 
@@ -195,45 +232,50 @@ class Line:
 
 def _one_a_worker(target: Target, stack: ExitStack) -> list[Line]:
     """Open connections, and return one to each worker; the kernel says which worker holds it."""
-    found: dict[int, Line] = {}
     workers = target.processes.worker
-    for number in range(PINGERS_PER_WORKER * len(workers)):
-        line = stack.enter_context(Line(target.listens("tcp"), f"pinger{number}"))
+    numbers = range(PINGERS_PER_WORKER * len(workers))
+    lines = [stack.enter_context(Line(target.listens("tcp"), f"pinger{number}")) for number in numbers]
+    owners = measure.owners(workers)  # once: it looks at every descriptor of all of them
+    found: dict[int, Line] = {}
+    for line in lines:
         host, port = line.socket.getsockname()
-        owner = measure.owners(workers).get((host, port))
+        owner = owners.get((host, port))
         if owner is not None:
             found.setdefault(owner, line)
-        if len(found) == len(workers):
-            break
     return list(found.values())
 
 
 def _longest_ping(pingers: Iterable[Line], asker: Line | None = None, question: bytes = b"") -> float:
     """Return the longest round trip of a ping, in seconds, while a question is answered or for IDLE_SECONDS."""
-    waiting = {line.socket: line for line in pingers}
     resting: list[tuple[float, Line]] = []
-    longest, until = 0, time.monotonic() + IDLE_SECONDS
-    for line in waiting.values():
-        line.send(_PING)
-    if asker is not None:
-        asker.send(question)
-    is_over = False
-    while waiting or resting:
-        sockets = [*waiting, *([asker.socket] if asker is not None and not is_over else [])]
-        for sock in select.select(sockets, [], [], PING_SECONDS)[0]:
-            if asker is not None and sock is asker.socket:
-                is_over = bool(asker.read())
-            elif waiting[sock].read():
-                line = waiting.pop(sock)
-                longest = max(longest, time.monotonic_ns() - line.asked_ns)
-                resting.append((time.monotonic() + PING_SECONDS, line))
-        is_over = is_over or (asker is None and time.monotonic() > until)
-        if is_over:
-            resting.clear()
-        while resting and resting[0][0] <= time.monotonic():
-            line = resting.pop(0)[1]
+    longest, until, is_over = 0, time.monotonic() + IDLE_SECONDS, False
+    with selectors.DefaultSelector() as waiting:
+
+        def ping(line: Line) -> None:
             line.send(_PING)
-            waiting[line.socket] = line
+            waiting.register(line.socket, selectors.EVENT_READ, line)
+
+        for line in pingers:
+            ping(line)
+        if asker is not None:
+            waiting.register(asker.socket, selectors.EVENT_READ, asker)
+            asker.send(question)
+        while waiting.get_map() or resting:
+            for key, _ in waiting.select(PING_SECONDS):
+                line = key.data
+                if not line.read():
+                    continue
+                waiting.unregister(line.socket)
+                if line is asker:
+                    is_over = True
+                else:
+                    longest = max(longest, time.monotonic_ns() - line.asked_ns)
+                    resting.append((time.monotonic() + PING_SECONDS, line))
+            is_over = is_over or (asker is None and time.monotonic() > until)
+            if is_over:
+                resting.clear()
+            while resting and resting[0][0] <= time.monotonic():
+                ping(resting.pop(0)[1])
     return longest / 1e9
 
 

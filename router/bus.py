@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 
 from router import journal, position
-from router.link import DEADLINE_SECONDS, Link, Subscriber
+from router.link import DEADLINE_SECONDS, PING, Link, Subscriber
 from router.listeners import Interest, Listeners
 from router.node import Locator, has_moved
 from router.outcome import BusDown, Busy, Refused, Unconfirmed
@@ -245,6 +245,8 @@ class Bus:
         at: Reply = b""
         for start in range(0, len(names) or 1, SUBSCRIBE_CHUNK):
             self._push(pipe, self._dialect.subscribe, names[start : start + SUBSCRIBE_CHUNK])
+            if self._publisher is not None:  # which would be silent for as long as this takes
+                self._publisher.send(PING)
             async with asyncio.timeout(DEADLINE_SECONDS):
                 at = await pipe.ask(b"EVAL", self._dialect.now, *self._now_args())
         if not isinstance(at, bytes) or _fault_of(at):

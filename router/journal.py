@@ -28,9 +28,11 @@ from router.position import Position
 
 PUBLISH = (files("router") / "publish.lua").read_bytes()
 _NOW = (files("router") / "now.lua").read_bytes()
-NOW = (files("router") / "run.lua").read_bytes() + _NOW
+_RUN = (files("router") / "run.lua").read_bytes()
+_EPOCH = (files("router") / "epoch.lua").read_bytes()
+NOW = _RUN + _EPOCH + _NOW
 MISSED = (files("router") / "missed.lua").read_bytes()
-_HOME = (files("router") / "home.lua").read_bytes()
+_HOME = _EPOCH + (files("router") / "home.lua").read_bytes()
 
 
 def _sha(script: bytes) -> bytes:
@@ -52,7 +54,7 @@ class Dialect(NamedTuple):
 
 PLAIN = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", b"PUBLISH", b"message", PUBLISH, _sha(PUBLISH), NOW)
 _COMMENT = re.compile(rb"^--.*\n|[ ]--[ ].*$", re.MULTILINE)
-_SPUBLISH = _HOME + PUBLISH.replace(b"call('PUBLISH'", b"call('SPUBLISH'")
+_SPUBLISH = b"local run\n" + _HOME + PUBLISH.replace(b"call('PUBLISH'", b"call('SPUBLISH'")
 SHARDED = Dialect(
     b"SSUBSCRIBE",
     b"SUNSUBSCRIBE",
@@ -60,7 +62,7 @@ SHARDED = Dialect(
     b"smessage",
     _SPUBLISH,
     _sha(_SPUBLISH),
-    _COMMENT.sub(b"", _HOME + _NOW),
+    _COMMENT.sub(b"", _RUN + _HOME + _NOW),
 )
 SCRIPTS = {_sha(script): script for script in (PUBLISH, _SPUBLISH, MISSED)}  # as EVALSHA names them
 PUBLISH_SHA, MISSED_SHA = _sha(PUBLISH), _sha(MISSED)

@@ -11,10 +11,11 @@ from router import journal
 from router.node import Node, open_pipe
 from router.outcome import Refused, Unconfirmed
 from router.pipe import Done, Pipe, Reply, pack, tell
+from router.reaper import subscriber_name
 
 DEADLINE_SECONDS = 3.0  # for each step of connecting
 
-_PING = pack((b"PING",))
+PING = pack((b"PING",))
 
 
 class Subscriber(Protocol):
@@ -50,13 +51,13 @@ class Link:
         self._is_closed = False
 
     async def open(self, node: Node, tls: ssl.SSLContext | None, name: str) -> None:
-        """Connect both pipes to `node`; `name` is how they show in CLIENT LIST.
+        """Connect both pipes to `node`; `name` is how they show in CLIENT LIST, see `router.reaper`.
 
         Raises: OSError (of which TimeoutError is one), ValueError, Refused, Unconfirmed.
         """
         async with asyncio.timeout(DEADLINE_SECONDS):
-            for pipe in (self.subscriber, self.publisher):
-                await open_pipe(pipe, node, tls, name)
+            publisher = await open_pipe(self.publisher, node, tls, name)
+            await open_pipe(self.subscriber, node, tls, subscriber_name(name, publisher))
             for script in journal.SCRIPTS.values():
                 await self.publisher.ask("SCRIPT", "LOAD", script)
 
@@ -117,7 +118,7 @@ class Strand:
                 self._pipe.forget_one()
 
         self._pipe.send(command, refused_or_done)
-        self._pipe.send(_PING)
+        self._pipe.send(PING)
 
     async def ask(self, *command: bytes | str | int) -> Reply:
         """Send one command and wait for its reply. Raises: Refused, Unconfirmed."""

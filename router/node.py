@@ -65,10 +65,8 @@ async def has_moved(locator: Locator) -> bool:
     return locator.address != before
 
 
-async def open_pipe(
-    pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str, *, replica_too: bool = False
-) -> None:
-    """Connect `pipe` to `node` and sign in; `name` is how the connection shows in Redis's CLIENT LIST.
+async def open_pipe(pipe: Pipe, node: Node, tls: ssl.SSLContext | None, name: str, *, replica_too: bool = False) -> int:
+    """Connect `pipe` to `node` and sign in; `name` is how the connection shows in Redis's CLIENT LIST. Return its id there.
 
     Raises: OSError; ValueError for a host that cannot be one; Refused, also by one that is too old or no master; Unconfirmed.
     """
@@ -84,6 +82,8 @@ async def open_pipe(
         check_role(hello)
     if node.database:
         await pipe.ask("SELECT", node.database)
+    id = hello.get(b"id") if isinstance(hello, dict) else None
+    return id if isinstance(id, int) else 0
 
 
 def check_version(hello: Reply) -> None:

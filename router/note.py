@@ -9,6 +9,7 @@ from typing import NamedTuple
 import orjson
 
 REPLIES = "$reply:"  # begins the name by which a worker is reached
+UNANSWERED = b"!"  # to all workers, from the admin process: one of you does not answer
 
 
 class Kind(IntEnum):

@@ -2,7 +2,8 @@
 
 A question goes out on the channel itself, so that it reaches exactly the workers with subscribers; Redis says how many
 those were, and each answers on the asker's own channel. There is no registry that a dead worker could leave stale: whoever
-is gone does not answer, and Redis does not count it.
+is gone does not answer, and Redis does not count it; of a machine that died without a word Redis is told (`router.reaper`), and
+what was asked meanwhile is asked again.
 
     b'?<reply name> <number> <most>[ <within>]'    the question: who is there, and subscribed to `within` too
     b'<number> <+ or .> <JSON>'                    an answer, or a part of it; `.` is the last
@@ -19,6 +20,7 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 
@@ -29,11 +31,13 @@ from router.namespaces import personal
 from router.note import REPLIES
 from router.outcome import Unconfirmed
 from router.pipe import Reply
+from router.reaper import Counts, Reaper
 from router.table import Sink, Table
 
 log = logging.getLogger("moorage.presence")
 
 ANSWER_SECONDS_MAX = 3.0
+DOUBT_SECONDS = 1.0  # without an answer: somebody may be gone
 PART_CONNECTIONS = 2_000  # counted, or written, in one turn of the loop: half a millisecond
 LARGE_SHARE = 16  # a channel with a 16th of what is named on this worker alone may well have more than that in all
 LARGE_NAMES_MAX = 1_000  # channels that are remembered as large
@@ -80,11 +84,12 @@ class Tally:
 class _Question:
     """What one worker wants to know, and how far it has got."""
 
-    __slots__ = ("awaited", "done", "parts", "tally", "timer")
+    __slots__ = ("again", "awaited", "done", "parts", "tally", "timer")
 
-    def __init__(self, tally: Tally, done: Done, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, tally: Tally, done: Done, again: Callable[[], None], timer: asyncio.TimerHandle) -> None:
         self.tally = tally
         self.done = done
+        self.again = again  # asks the same
         self.parts: deque[bytes] = deque()  # of answers, that have come and are not counted in
         self.awaited = -1  # how many workers were asked; -1: Redis has not said yet
         self.timer = timer
@@ -93,7 +98,7 @@ class _Question:
 class Presence:
     """Asks and answers for one worker, which is reached at the bus's reply channel. At most `most` connections are named."""
 
-    def __init__(self, bus: Bus, table: Table, loop: asyncio.AbstractEventLoop, *, most: int) -> None:
+    def __init__(self, bus: Bus, table: Table, loop: asyncio.AbstractEventLoop, counts: Counts, *, most: int) -> None:
         self._bus = bus
         self._table = table
         self._loop = loop
@@ -101,6 +106,7 @@ class Presence:
         self._asked: dict[bytes, _Question] = {}
         self._large: dict[bytes, None] = {}  # channels that had more than `most` connections
         self._questions = random.getrandbits(40)  # not those of the worker before this one, which are still answered
+        self._reaper = Reaper(bus, counts, self._ask_again, clock=loop.time, later=loop.call_later)
 
     def ask(self, name: bytes, done: Done, within: bytes = b"") -> None:
         """Give `done` who is subscribed to channel `name`, and to `within` if given, or an exception.
@@ -133,12 +139,21 @@ class Presence:
 
     def _put(self, name: bytes, done: Done, most: int, within: bytes = b"") -> None:
         """Ask all who know."""
+        self._put_until(self._loop.time() + ANSWER_SECONDS_MAX, name, done, most, within)
+
+    def _put_until(self, deadline: float, name: bytes, done: Done, most: int, within: bytes) -> None:
         self._questions += 1
         number = b"%d" % self._questions
-        timer = self._loop.call_later(ANSWER_SECONDS_MAX, self._late, number)
-        self._asked[number] = _Question(Tally(most), done, timer)
+        again = partial(self._put_until, deadline, name, done, most, within)
+        doubt_at = min(deadline, self._loop.time() + DOUBT_SECONDS)
+        timer = self._loop.call_at(doubt_at, self._doubt, number, deadline)
+        self._asked[number] = _Question(Tally(most), done, again, timer)
         payload = question(self._bus.reply_name, number, most, within)
         self._bus.send(name, payload, lambda reply: self._sent(number, reply))
+
+    def suspect(self) -> None:
+        """Somebody, whoever asked, was not answered: find out whether a worker is gone."""
+        self._reaper.suspect()
 
     def ask_member(self, user: str, channel: str, done: Callable[[bool | Exception], None]) -> None:
         """Tell `done` whether a connection of `user` is subscribed to `channel`: the workers that hold her know."""
@@ -232,6 +247,20 @@ class Presence:
     def _check(self, number: bytes, asked: _Question) -> None:
         if asked.tally.heard == asked.awaited:
             self._finish(number, asked.tally.found())
+
+    def _doubt(self, number: bytes, deadline: float) -> None:
+        asked = self._asked.get(number)
+        if asked is None:
+            return
+        self.suspect()
+        asked.timer = self._loop.call_at(deadline, self._late, number)
+
+    def _ask_again(self) -> None:
+        """Ask what has not been answered once more: somebody was counted who is gone."""
+        waiting, self._asked = self._asked, {}
+        for asked in waiting.values():
+            asked.timer.cancel()
+            asked.again()
 
     def _late(self, number: bytes) -> None:
         if number in self._asked:

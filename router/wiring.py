@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
-from router import journal, topology
+from router import journal, reaper, rosters, topology
 from router.bus import Bus, Listeners
 from router.carousel import Carousel
 from router.cluster import Cluster, ShardBus
@@ -16,14 +16,18 @@ from router.followers import follow
 from router.message import Message
 from router.namespaces import Namespaces
 from router.nodes import Nodes
+from router.note import UNANSWERED
 from router.presence import Presence
 from router.replay import Reader
-from router.rosters import Counts
 from router.site import Site
 from router.table import Table
 
 AnyFeed: TypeAlias = Feed | Feeds
 AnyBus: TypeAlias = Bus | Cluster
+
+
+class Counts(rosters.Counts, reaper.Counts, Protocol):
+    """Where a worker counts what it did."""
 
 
 class Worker(NamedTuple):
@@ -87,6 +91,8 @@ def _listeners(feed: Feed, outlets: Outlets) -> Listeners:
     def control(payload: bytes) -> None:
         if payload[:1] == b"?":  # what the workers have to say to each other
             feed.rosters.heard(b"", payload)
+        elif payload == UNANSWERED:
+            feed.presence.suspect()
         else:
             outlets.control(payload)
 
@@ -108,7 +114,7 @@ def _connect(feed: Feed, bus: Bus, keys: journal.Keys, worker: Worker, shards: i
     loop = asyncio.get_running_loop()
     feed.bus = bus
     feed.reader = Reader(bus, keys)
-    feed.presence = Presence(bus, worker.table, loop, most=worker.presence_max)
+    feed.presence = Presence(bus, worker.table, loop, worker.counts, most=worker.presence_max)
     follow(
         feed, bus, worker.carousel, namespaces=worker.namespaces, counts=worker.counts, loop=loop, shards=shards
     )  # fmt: skip

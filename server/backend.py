@@ -7,6 +7,7 @@ namespace whose policy is `nobody` is closed to backends too; the globs of token
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ import orjson
 from router import clients, journal, position, vector
 from router.bus import BusDown
 from router.namespaces import Namespaces, Policy, personal
+from router.note import UNANSWERED
 from router.outcome import Refused, Unconfirmed
 from router.presence import Found, Tally, question
 from router.replay import newest_command, newest_entries
@@ -29,6 +31,7 @@ from server.lookups import behind, history_members
 from server.requests import bus_fault
 
 BUS_SECONDS_MAX = 3.0  # for what one request asks of the bus
+TELL_SECONDS_MAX = 0.3  # for what is of no use to whoever waits
 # Each holds a connection to hear the answers and asks on another: fewer than half of the client's connections, so that
 # two questions never wait for each other's.
 QUESTIONS_MAX = clients.CONNECTIONS_MAX // 4
@@ -142,6 +145,10 @@ class Backend:
         try:
             async with self._reading() as ask:
                 return await self._ask_workers(ask, channel.encode())
+        except PeerError as error:
+            if error.code is Close.UNCONFIRMED:
+                await self._tell_unanswered(channel.encode())
+            raise
         finally:
             self._questions.release()
 
@@ -163,6 +170,13 @@ class Backend:
                 if asked == number:  # all questions under way are answered on one channel
                     tally.add(part)
         return tally.found()
+
+    async def _tell_unanswered(self, name: bytes) -> None:
+        """Have the workers find out whether one of them is gone: `router.reaper`."""
+        keys = self._keys_of(name)
+        with contextlib.suppress(BusDown, Refused, Unconfirmed):
+            async with clients.reaching(self._redis, TELL_SECONDS_MAX) as ask:
+                await ask(keys.dialect.publish, keys.channel(b"$control"), UNANSWERED)
 
     async def disconnect(self, user: str, *, reconnect: bool) -> int:
         """End all connections of `user`; return how many workers were told."""

@@ -111,6 +111,9 @@ class Stats:
     bus_pauses: Annotated[
         int, Field(_COUNTER, "Times that Redis was made to wait because too much waited for subscribers here")
     ] = 0
+    workers_cut: Annotated[
+        int, Field(_COUNTER, "Silent workers, of this host or another, that Redis was made to close the connections of")
+    ] = 0
     ready: Annotated[int, Field(_GAUGE, "1 while the worker may be given new connections")] = 0
     draining: Annotated[int, Field(_GAUGE, "1 while the worker asks its sessions to leave")] = 0
     drained: Annotated[int, Field(_GAUGE, "1 when they have left, and the worker waits for the others")] = 0

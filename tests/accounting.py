@@ -232,7 +232,10 @@ class Subscriber:
         """Keep a position; on one connection none of its channels ever goes back."""
         for channel in self._present() if text else ():
             id = self._of(text, channel)
-            if id < self._reached.get(channel, GAP):
+            reached = self._reached.get(channel, GAP)
+            if (
+                id < reached and id.number != reached.number
+            ):  # the time in it is that of a message, or of a look at the clock
                 self.faults.append(f"{self.name}: back on {channel} from {self._reached[channel]} to {text}")
             self._reached[channel] = id
         self._position = text

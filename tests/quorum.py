@@ -69,9 +69,9 @@ class Quorum:
             self._clients[port] = self._stack.enter_context(contextlib.closing(client))
         return self._clients[port]
 
-    def start(self, port: int) -> None:
-        """Start one of the servers, as a replica unless it is the first of all."""
-        of = ("--replicaof", self.host, str(self.ports[0])) if self.servers else ()
+    def start(self, port: int, master: int | None = None) -> None:
+        """Start one of the servers, as a replica of that on port `master`, or of the first of all, unless it is that."""
+        of = ("--replicaof", self.host, str(master or self.ports[0])) if self.servers else ()
         self.servers[port] = spawn(
             "--port", str(port), "--bind", self.host, "--save", "", "--repl-diskless-sync-delay", "0",
             "--dbfilename", f"{port}.rdb", "--repl-ping-replica-period", "1", "--replica-announce-ip", self.host,

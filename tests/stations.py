@@ -246,6 +246,7 @@ class Proxy:
         self._path = server.url.removeprefix("unix://")
         self._flows = asyncio.Event()
         self._flows.set()
+        self._stalled: Pair | None = None
         self.on_carry: Callable[[int], None] = lambda _number: None  # is given how many pieces have come so far
         self.carried = 0
         self.pairs: list[Pair] = []  # what is open
@@ -271,8 +272,9 @@ class Proxy:
                 writer.transport.abort()
         self.pairs.clear()
 
-    def stall(self) -> None:
-        """Let nothing through, either way."""
+    def stall(self, pair: Pair | None = None) -> None:
+        """Let nothing through, either way, of all connections or of one."""
+        self._stalled = pair
         self._flows.clear()
 
     def flow(self) -> None:
@@ -295,7 +297,8 @@ class Proxy:
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: Pair) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                await self._flows.wait()
+                if self._stalled in (None, pair):
+                    await self._flows.wait()
                 self.carried += 1
                 self.on_carry(self.carried)
                 if sink.transport.is_closing():

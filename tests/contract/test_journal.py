@@ -183,10 +183,24 @@ def test_a_clock_that_is_behind_what_was_seen_has_lost_data(
     assert parts(log.now(seen))[0] == epoch, "what was seen of a former epoch says nothing"
 
 
-def test_a_number_of_another_epoch_says_nothing(log: Journal) -> None:
+def test_an_epoch_that_the_clock_has_never_had_was_lost(log: Journal) -> None:
+    """It was begun where nothing is left of it; whoever knows of it ends the one that has come back in its place, once."""
     position = log.publish()
-    epoch = b"00000000" if parts(position)[0] != b"00000000" else b"11111111"
-    assert parts(log.now(b"%b-%d-%d" % (epoch, parts(position)[1], 10**9)))[::2] == parts(position)[::2]
+    foreign = b"0badcafe-%d-%d" % (parts(position)[1], 1)
+    epoch, _, number = parts(log.now(foreign))
+    assert epoch not in (b"0badcafe", parts(position)[0])
+    assert number == parts(position)[2]
+    assert {parts(log.now(known))[0] for known in (foreign, position, log.publish(), None)} == {epoch}
+
+
+def test_so_many_epochs_are_remembered(log: Journal, client: Client) -> None:
+    first = log.publish()
+    for number in range(100):
+        log.now(b"%08x-1-1" % number)
+    assert len(client.hget("moorage:$clock", "past")) <= 64 * 9
+    epoch = parts(log.now(b"%08x-1-1" % 99))[0]
+    assert parts(log.now(None))[0] == epoch, "who was in one of them says nothing"
+    assert parts(log.now(first))[0] != epoch, "who comes from one that is forgotten has everybody told once more"
 
 
 def test_older_data_begin_an_epoch_for_all(log: Journal, client: Client) -> None:

@@ -29,6 +29,10 @@ StartServer = Callable[..., Server]
 
 KEYS = journal.Keys("moorage:")
 OVERFLOWS = "client_output_buffer_limit_disconnections"
+OVERFLOW_SECONDS_MAX = 30.0
+# Valkey 9 keeps strings of over 16 KiB for all their readers once, and does not count them as anybody's buffer.
+OVERFLOW_MESSAGE_BYTES = 12_000
+OVERFLOW_MESSAGES_MAX = 200  # far more than a socket takes and Redis keeps: whoever is subscribed is cut off before
 CHANNELS = ["room:a", "room:b", "room:c", "brief:d"]
 CONFIG = """
 [[namespace]]
@@ -109,30 +113,37 @@ class Chaos:
             os.kill(self._valkey.pid, signal.SIGCONT)
 
     async def overflow(self) -> None:
-        """Let a worker stand still until Redis has too much for it; one that is not connected just then may go by."""
+        """Let a worker stand still until Redis has too much for it; one that is not connected just then is let go by."""
         self._operator.config_set("client-output-buffer-limit", "pubsub 200kb 100kb 1")
-        before = self._operator.info("stats")[OVERFLOWS]
-        for _ in range(5):
+        before = self._overflows()
+        deadline = time.monotonic() + OVERFLOW_SECONDS_MAX
+        while self._overflows() == before:
+            assert time.monotonic() < deadline, "no worker was cut off for reading too slowly"
             workers = list(self._rng.choice(self._servers).workers().values())
             if workers:
-                await self._stand_still(self._rng.choice(workers))
-            if self._operator.info("stats")[OVERFLOWS] > before:
-                break
-            await asyncio.sleep(0.5)
-        self.overflows += self._operator.info("stats")[OVERFLOWS] - before
+                await self._stand_still(self._rng.choice(workers), before)
+            await asyncio.sleep(0.1)
+        self.overflows += self._overflows() - before
 
-    async def _stand_still(self, worker: psutil.Process) -> None:
+    async def _stand_still(self, worker: psutil.Process, before: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.suspend()
             try:
-                for serial in range(90):  # more in each channel than a socket takes and Redis keeps
+                for serial in range(OVERFLOW_MESSAGES_MAX):
                     self._publish_large(CHANNELS[serial % 3], serial)
-                    await asyncio.sleep(0.005)
+                    if self._overflows() > before:
+                        break
+                    await asyncio.sleep(0)
             finally:
                 worker.resume()
 
+    def _overflows(self) -> int:
+        found: int = self._operator.info("stats")[OVERFLOWS]
+        return found
+
     def _publish_large(self, channel: str, serial: int) -> None:
-        data = json.dumps({"publisher": "operator", "serial": serial, "text": "x" * 50_000}, separators=(",", ":"))
+        text = "x" * OVERFLOW_MESSAGE_BYTES
+        data = json.dumps({"publisher": "operator", "serial": serial, "text": text}, separators=(",", ":"))
         members = journal.members(None, time.time_ns() // 1_000_000, data.encode())
         args = publish_args(KEYS, channel.encode(), members, journal.Retention(50_000, 3600))
         self._operator.execute_command("EVAL", journal.PUBLISH, *args)

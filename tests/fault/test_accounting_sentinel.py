@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -42,16 +43,32 @@ class Failovers:
         self.done.append(f"{before} hands over to {self._quorum.wait_moved(before)}")
         self._quorum.wait_followed()
 
-    def _kill(self) -> None:
+    def _kill(self) -> int:
         before = self._quorum.master_port()
         self._quorum.servers[before].kill()
         self.done.append(f"{before} killed, followed by {self._quorum.wait_moved(before)}")
+        return before
 
     def lost(self, answered: Mapping[Answered, Id]) -> set[Answered]:
         """Return what was answered and is not there any more."""
         master = self._quorum.client(self._quorum.master_port())
         kept = {channel: {id for id, _ in master.xrange(f"moorage:$stream:{channel}")} for channel in CHANNELS}
         return {message for message, id in answered.items() if f"{id.ms}-{id.number}" not in kept[message.channel]}
+
+
+class ManyFailovers(Failovers):
+    """One after the other; who was killed comes back, empty, as a replica."""
+
+    async def run(self, seconds: float) -> None:
+        """Let masters come and go for `seconds`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            await asyncio.to_thread(self._plan)
+            await asyncio.sleep(2)
+            dead = await asyncio.to_thread(self._kill)
+            await asyncio.sleep(2)
+            self._quorum.start(dead, self._quorum.master_port())
+            await asyncio.to_thread(self._quorum.wait_followed)
 
 
 @pytest.fixture
@@ -61,13 +78,27 @@ def seed() -> int:
     return found
 
 
-async def test_every_message_is_accounted_for(start_server: StartServer, tmp_path: Path, seed: int) -> None:
-    path = tmp_path / "moorage.toml"
+async def run(
+    start_server: StartServer, directory: Path, chaos: type[Failovers], seed: int, *, seconds: float, crowd: int
+) -> None:
+    path = directory / "moorage.toml"
     path.write_text(CONFIG)
-    with Quorum(tmp_path) as quorum:
+    with Quorum(directory) as quorum:
         options = ("--redis", quorum.url, "--config", str(path))
         servers = [start_server("--workers", "2", *options), start_server("--workers", "1", *options)]
         sites = Sites([server.tcp for server in servers], [server.http for server in servers])
-        await account(sites, Failovers(quorum), CHANNELS, seed, seconds=2.0, crowd=12)
+        await account(sites, chaos(quorum), CHANNELS, seed, seconds, crowd)
         for server in servers:  # while Redis runs
             server.__exit__(None, None, None)
+
+
+async def test_every_message_is_accounted_for(start_server: StartServer, tmp_path: Path, seed: int) -> None:
+    await run(start_server, tmp_path, Failovers, seed, seconds=2.0, crowd=12)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_every_message_is_accounted_for_over_minutes(
+    start_server: StartServer, tmp_path: Path, seed: int
+) -> None:
+    await run(start_server, tmp_path, ManyFailovers, seed, seconds=120.0, crowd=30)

@@ -359,6 +359,21 @@ async def test_a_link_that_swallows_everything_is_noticed(station: Station, prox
     await works(station, b"room:a")
 
 
+@pytest.mark.parametrize("pipe", [0, 1], ids=["publishing", "subscribing"])
+async def test_one_pipe_that_swallows_everything_is_noticed_in_time(valkey: Embedded, pipe: int) -> None:
+    """Publishing works and nothing arrives, or the other way round: with the figures of production, red within 5 s."""
+    async with watched(), Proxy(valkey) as proxy, Station(proxy.url) as station:
+        await station.join(b"room:a")
+        began = time.monotonic()
+        proxy.stall(proxy.pairs[pipe])
+        await until(lambda: not station.bus.healthy(), "it is noticed", 5.0)
+        assert time.monotonic() - began < 5.0
+        await until(lambda: not station.bus.connected, "it is given up")
+        proxy.flow()
+        await back(station)
+        await works(station, b"room:a")
+
+
 async def test_a_link_that_swallows_everything_while_we_do_not_read(station: Station, proxy: Proxy) -> None:
     await station.join(b"room:a")
     station.bus.pause(True)
@@ -517,7 +532,7 @@ async def test_a_name_that_redis_has_unsubscribed_is_repaired(
 ) -> None:
     """Somebody in between says UNSUBSCRIBE in our name, as a cluster does when a slot moves."""
     await station.join(b"room:a", b"room:b")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     told: list[set[bytes]] = []
     station.events.clear()
     tell = station.bus._on.rejoined
@@ -540,7 +555,7 @@ async def test_a_name_that_redis_has_unsubscribed_is_repaired(
 async def test_a_loss_while_a_name_is_subscribed_again(station: Station, proxy: Proxy) -> None:
     """It is restored with all the others, and not told to have been rejoined."""
     await station.join(b"room:a")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     tell = station.bus._on.lapsed
 
     def lapsed(name: bytes) -> None:
@@ -563,7 +578,7 @@ async def test_a_name_that_cannot_be_subscribed_again_is_restored(
 ) -> None:
     """Redis refuses to say where that would begin: nobody may wait for ever for that to be told."""
     await station.join(b"room:a")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     undo = refuse_by_memory(outside)
     upstream.write(pack((b"UNSUBSCRIBE", station.keys.channel(b"room:a"))))
     await until(lambda: station.lost, "it is given up")
@@ -579,7 +594,7 @@ async def test_a_name_of_the_bus_itself_that_redis_has_unsubscribed_is_noticed(
     station: Station, proxy: Proxy, outside: Client, names: str
 ) -> None:
     await station.join(b"room:a")
-    _, upstream = proxy.pairs[0]
+    _, upstream = proxy.pairs[1]  # the one that subscribes
     upstream.write(pack((b"UNSUBSCRIBE", *outside.pubsub_channels(station.prefix + names))))
     await back(station)
     assert await station.send(station.bus.reply_name, b"1 {}") == 1

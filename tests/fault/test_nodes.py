@@ -53,6 +53,17 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
+@contextlib.contextmanager
+def frozen(node: Member) -> Iterator[None]:
+    """A node stands still."""
+    assert node.pid is not None
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
 class Chaos:
     """What goes wrong with a cluster."""
 
@@ -106,13 +117,8 @@ class Chaos:
 
     async def freeze(self) -> None:
         """SIGSTOP of a node without a replica: the cluster can wait, or gives up for a while."""
-        node = self._rng.choice(self._cluster.masters[1:])
-        assert node.pid is not None
-        os.kill(node.pid, signal.SIGSTOP)
-        try:
+        with frozen(self._rng.choice(self._cluster.masters[1:])):
             await asyncio.sleep(self._rng.uniform(0.3, 3.0))
-        finally:
-            os.kill(node.pid, signal.SIGCONT)
 
     async def hand_over(self) -> None:
         """A replica takes over from a master that lives, as for maintenance."""
@@ -225,17 +231,44 @@ def test_a_master_that_dies_is_told_of_in_its_shards_alone(start_server: StartSe
 
 def test_a_shard_that_does_not_answer_is_named(start_server: StartServer, cluster: Cluster) -> None:
     server = start_server("--workers", "1", "--redis", cluster.url)
-    node = cluster.masters[2]
-    assert node.pid is not None
-    os.kill(node.pid, signal.SIGSTOP)
-    try:
+    with frozen(cluster.masters[2]):
         _status, answer = wait_until(lambda: _red(server), "not ready", seconds=5)
         assert answer["reason"].startswith("the bus ")
         assert answer["reason"].endswith(" of 8")
         assert server.request("GET", "/healthz")[0] == 200
-    finally:
-        os.kill(node.pid, signal.SIGCONT)
     wait_until(lambda: _red(server) is None, "ready again, by itself")
+
+
+def test_a_channel_that_was_left_is_come_back_to_from_where_it_was_left(
+    start_server: StartServer, cluster: Cluster
+) -> None:
+    """While a shard is down on a worker, its part of the positions sent there may be one that a client was beyond elsewhere."""
+    for member in cluster.members:  # otherwise all shards are down when one node is
+        member.client.config_set("cluster-require-full-coverage", "no")
+    ahead, behind = (start_server("--workers", "1", "--redis", cluster.url) for _ in range(2))
+    here, left = ROOMS[0], ROOMS[-1]  # on other nodes
+    user = next(name for n in range(1000) if shard_of(f"@{(name := f'u{n}')}".encode(), SHARDS) == 0)
+    client = ahead.joined(user, here, left)
+    ahead.publish(left, "had")
+    had = client.expect("message", data="had")["position"]
+    with frozen(cluster.masters[-1]):
+        wait_until(lambda: _red(behind), "that shard is down")
+        client = behind.joined(user, here, position=had)  # which it is not subscribed to any more
+        behind.publish(here, "meanwhile")
+        meanwhile = client.expect("message", data="meanwhile")["position"]
+    wait_until(lambda: not _red(ahead) and not _red(behind), "all is well again")
+    sites = Sites([], [], SHARDS)
+    assert sites.read(meanwhile).of(left.encode()) < sites.read(had).of(left.encode()), (
+        "or this is not the case in question"
+    )
+    behind.publish(left, "new")
+    again = behind.joined(user, here, position=meanwhile)
+    again.send({"op": "subscribe", "id": 1, "channel": left, "position": had})
+    again.expect("subscribed", id=1, recovered=True)
+    assert again.expect("message")["data"] == "new", "once, by the position at which it was left"
+    late = behind.joined(user, here, left, position=meanwhile)
+    assert late.connected["recovered"] is True
+    assert [message["data"] for message in late.messages(2)] == ["had", "new"], "by a later one: nothing is lost"
 
 
 def _red(server: Server) -> tuple[int, Json] | None:

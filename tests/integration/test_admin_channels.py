@@ -18,6 +18,7 @@ from router import clients, position
 from router.embedded import Embedded
 from router.journal import Keys
 from router.namespaces import Namespaces
+from router.note import UNANSWERED
 from server import backend
 from server.backend import Backend
 from server.close import Close, PeerError
@@ -260,6 +261,14 @@ async def test_a_worker_that_does_not_answer_is_told_of_in_time(
         assert error.code is Close.UNCONFIRMED
         assert 0.2 < seconds < 1.0
         assert await bus.presence("room:b") == {}
+    async with redis.pubsub() as silent, redis.pubsub() as workers:
+        await workers.subscribe(PREFIX + "$control")
+        await silent.subscribe(PREFIX + "room:a")
+        for each in (silent, workers):
+            await each.get_message(timeout=None)
+        await refusal(bus.presence("room:a"))
+        told = await workers.get_message(timeout=None)
+        assert told["data"] == UNANSWERED, "they look for whoever is gone"
     assert await redis.pubsub_channels(PREFIX + "*") == [], "nothing stays subscribed"
 
 

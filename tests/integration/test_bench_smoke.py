@@ -126,7 +126,15 @@ def check_presence(counts: dict[str, int], found: dict[str, Any]) -> None:
     assert counts["personal channels"] == 100
     assert counts["users in the room"] == counts["users found in the room"] == 60
     assert counts["users found online"] == 1
-    assert found["figures"]["the room, answer"]["median"] > 60 * len('"v0":1,')
+    figures = {name: figure["median"] for name, figure in found["figures"].items()}
+    assert figures["the room, answer"] > 60 * len('"v0":1,')
+    assert figures["the room, time of an answer p50"] > 0
+    assert all(
+        figures[f"{what}, CPU of {whose}"] >= 0
+        for what in ("the room", "one user")
+        for whose in ("all workers", "Redis")
+    )
+    assert found["host"]["seconds"] < 20, "no wait for quiet was in vain"
 
 
 def check_storm(counts: dict[str, int], found: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -239,6 +240,23 @@ def test_another_number_of_shards_is_refused(
     wanted = "found moorage:$shards = 8 in the cluster, and shards=4 here"
     wait_until(lambda: any(wanted in line for line in other.log), "it says so")
     assert "ready\n" not in other.log
+
+
+def test_the_rights_that_the_manual_names_are_enough(cluster: Cluster, start_server: Callable[..., Server]) -> None:
+    manual = (ROOT / "docs/configuration.md").read_text()
+    everywhere = re.search(r"keys and channels below the prefix and `([^`]+)`", manual)
+    here = re.search(r"A user there needs `([^`]+)` besides", manual)
+    assert everywhere
+    assert here
+    rights = ["resetkeys", "~moorage:*", "resetchannels", "&moorage:*", "-@all", *f"{everywhere[1]} {here[1]}".split()]
+    for member in cluster.members:
+        member.client.execute_command("ACL", "SETUSER", "mine", "on", ">hush", *rights)
+    server = start_server("--workers", "1", "--redis", cluster.url.replace("://", "://mine:hush@"))
+    client = server.joined("a", *ROOMS)
+    for room in ROOMS:
+        server.publish(room, room)
+        client.expect("message", data=room)
+    assert server.request("GET", f"/api/channels/{ROOMS[0]}/presence", admin=True)[1]["users"]["a"] == 1
 
 
 def test_a_prefix_with_braces_is_refused(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_live_only_message_is_not_kept(server: Server) -> None:
 
 def pipes_of(operator: redis.Redis, worker: str) -> list[str]:
     """Return the ids of a worker's connections to Redis."""
-    return [each["id"] for each in operator.client_list() if each["name"] == worker]
+    return [each["id"] for each in operator.client_list() if f"{each['name']}:".startswith(f"{worker}:")]
 
 
 def test_a_cut_of_the_bus_is_repaired_without_a_gap(start_server: Callable[..., Server], valkey: Embedded) -> None:

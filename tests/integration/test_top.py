@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,9 +14,11 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import ROOT, Server, wait_until
+from harness import ROOT, LineClient, Server, wait_until
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -33,6 +36,27 @@ def top(server: Server, *flags: str) -> str:
     return run.stdout
 
 
+@contextlib.contextmanager
+def speech(client: LineClient) -> Iterator[None]:
+    """Have a client publish for as long as it is looked at, however long that takes to begin."""
+    has_ended = threading.Event()
+
+    def speak() -> None:
+        number = 0
+        while not has_ended.is_set():
+            client.send({"op": "publish", "id": number, "channel": "room:a", "data": number})
+            client.expect("published", id=number)
+            number += 1
+
+    with ThreadPoolExecutor() as pool:
+        speaking = pool.submit(speak)
+        try:
+            yield
+        finally:
+            has_ended.set()
+            speaking.result()
+
+
 def test_once_and_as_json(server: Server) -> None:
     tcp = [server.joined(f"u{number}", "room:a") for number in range(6)]
     stream = server.event_client("user=s&channel=room:a")
@@ -45,15 +69,8 @@ def test_once_and_as_json(server: Server) -> None:
     assert [line.split()[0] for line in text.splitlines()[-4:]] == ["WORKER", "0", "1", "all"]
     assert top(server, "--interval", "0.3").splitlines()[1:3] == text.splitlines()[1:3], "a pipe is as --once"
 
-    def speak() -> None:
-        for number in range(200):
-            tcp[0].send({"op": "publish", "id": number, "channel": "room:a", "data": number})
-            tcp[0].expect("published", id=number)
-
-    speaking = threading.Thread(target=speak)
-    speaking.start()
-    (found,) = json.loads(top(server, "--json", "--interval", "0.6"))
-    speaking.join()
+    with speech(tcp[0]):
+        (found,) = json.loads(top(server, "--json", "--interval", "2"))
     assert found["total"]["connections"] == 7
     assert found["total"]["tcp"] + found["total"]["sse"] == 7
     assert found["total"]["deliveries_per_second"] > 0

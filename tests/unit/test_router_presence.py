@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from journals import Ear
 
-from router import presence
+from router import presence, reaper
 from router.bus import BusDown
 from router.outcome import Refused, Unconfirmed
 from router.pipe import Done
@@ -35,7 +35,7 @@ class Hub:
         while self.under_way:
             site, name, payload = self.under_way.pop(0)
             carried.append(payload)
-            if site not in self.sites:
+            if site not in self.sites or site.is_dead:
                 continue
             if name == site.reply_name:
                 site.presence.answered(payload)
@@ -44,8 +44,21 @@ class Hub:
         return carried
 
 
+class Pipes:
+    """A worker's bus."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.reply_name = site, site.reply_name
+
+    def send(self, name: bytes, payload: bytes, done: Done) -> None:
+        self.site.send(name, payload, done)
+
+    def ask(self, command: tuple[bytes, ...], done: Done) -> None:
+        self.site.ask_redis(command, done)
+
+
 class Site:
-    """A worker, and its bus."""
+    """A worker."""
 
     def __init__(self, hub: Hub, number: int) -> None:
         self.hub = hub
@@ -53,8 +66,10 @@ class Site:
         self.table = Table()
         self.subscribed: set[bytes] = set()
         self.replies: list[tuple[Done, object]] = []
+        self.is_dead = False  # and Redis does not know
         self.is_late = False  # the answer of Redis comes behind those of the workers
-        self.presence = Presence(self, self.table, asyncio.get_running_loop(), most=MOST)  # type: ignore[arg-type]
+        self.workers_cut = 0
+        self.presence = Presence(Pipes(self), self.table, asyncio.get_running_loop(), self, most=MOST)  # type: ignore[arg-type]
         hub.sites.append(self)
 
     def send(self, name: bytes, payload: bytes, done: Done) -> None:
@@ -63,6 +78,27 @@ class Site:
             self.replies.append((done, reply))
         else:
             done(reply)
+
+    def ask_redis(self, command: tuple[bytes, ...], done: Done) -> None:
+        """Say what CLIENT LIST and CLIENT KILL do of the workers: of the pipes of number n, the ids are 2n and 2n + 1."""
+        sites, silent = self.hub.sites, reaper.SILENT_SECONDS_MAX
+        if command[2] == b"TYPE":
+            done(
+                b"".join(
+                    b"id=%d addr= name=moorage:w:%d age=9 idle=0 flags=P\n" % (2 * n + 1, 2 * n)
+                    for n in range(len(sites))
+                )
+            )
+        elif command[1] == b"LIST":
+            done(
+                b"".join(
+                    b"id=%b addr= name=moorage:w age=9 idle=%d flags=N\n" % (id, sites[int(id) // 2].is_dead * silent)
+                    for id in command[3:]
+                )
+            )
+        else:
+            self.hub.sites[int(command[3]) // 2].subscribed.clear()
+            done(1)
 
     def enter(self, user: str, *rooms: bytes) -> Ear:
         self.subscribed |= {b"@" + user.encode(), *rooms}
@@ -236,6 +272,25 @@ async def test_a_worker_that_does_not_answer_is_an_error_and_no_half(
     again = here.ask(b"room:a")
     here.hub.carry()
     assert again == [{"alice": 1}]
+
+
+async def test_a_question_is_asked_again_when_somebody_who_was_counted_is_found_to_be_gone(
+    sites: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "DOUBT_SECONDS", 0.01)
+    monkeypatch.setattr(reaper, "JITTER_SECONDS", 0.0)
+    monkeypatch.setattr(reaper, "LOOK_SECONDS_MIN", 0.01)
+    here, there, _ = sites
+    here.enter("alice", b"room:a")
+    there.enter("bob", b"room:a")
+    found = here.ask(b"room:a")
+    there.is_dead = True
+    here.hub.carry()
+    while not found:
+        await asyncio.sleep(0.005)
+        here.hub.carry()
+    assert found == [{"alice": 1}]
+    assert here.workers_cut == 1
 
 
 async def test_an_answer_to_the_worker_before_is_not_counted(sites: list[Site]) -> None:
