@@ -18,6 +18,7 @@ import ssl
 from collections.abc import Callable, Iterable, Sequence
 
 from router import journal, position
+from router.backoff import backoff
 from router.link import DEADLINE_SECONDS, PING, Link, Subscriber
 from router.listeners import Interest, Listeners
 from router.node import Locator, has_moved
@@ -34,14 +35,8 @@ STEADY_SECONDS = 5.0  # a connection that lasted this long was good: the next ba
 LEAVE_SECONDS = 2.0  # a name without subscribers is unsubscribed after this, if it still has none
 SUBSCRIBE_CHUNK = 500
 PENDING_MAX = 20_000  # publishes that wait for an answer
-BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.1, 2.0
 
-__all__ = ["Bus", "BusDown", "Busy", "Listeners", "Refused", "Unconfirmed", "backoff"]
-
-
-def backoff(attempt: int, chance: float) -> float:
-    """Return the pause in seconds before try `attempt` (from 0); `chance`, 0 to 1, spreads a fleet."""
-    return min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16)) * (0.5 + chance / 2)
+__all__ = ["Bus", "BusDown", "Busy", "Listeners", "Refused", "Unconfirmed"]
 
 
 def _fault_of(reply: Reply) -> str:
@@ -83,7 +78,7 @@ class Bus:
         self._durable = Publisher(keys)
         self._probes = 0  # sent
         self._probe = 0  # the newest that came back
-        self._pushes = 0  # all that came
+        self._heard = 0  # how many were sent when something came last, whatever it was
 
     # What the worker asks for.
 
@@ -208,7 +203,7 @@ class Bus:
     async def _connect(self) -> None:
         """Make both pipes and subscribe everything. Raises: OSError, ValueError, Refused, Unconfirmed."""
         self._lost = self._loop.create_future()
-        self._refusal, self._probes, self._probe = "", 0, 0
+        self._refusal, self._probes, self._probe, self._heard = "", 0, 0, 0
         subscriber = self._subscriber = await self._attach()
         for names in (self._joining, self._left, self._orphans):
             names.clear()
@@ -255,15 +250,13 @@ class Bus:
 
     async def _stay(self) -> None:
         """Probe until the connection is lost."""
-        heard = self._pushes
         while not self._lost.done():
             late = self._probes - self._probe
-            if late >= (PROBES_UNANSWERED_MAX if heard == self._pushes else PROBES_LATE_MAX):
+            if self._probes - self._heard >= PROBES_UNANSWERED_MAX or late >= PROBES_LATE_MAX:
                 self._give_up(f"{late} probes, one every {PROBE_SECONDS:g} s, did not come back")
                 break
             if late == PROBES_UNANSWERED_MAX:
                 log.warning("bus at %s: messages come more than %g s late", self._node.address, late * PROBE_SECONDS)
-            heard = self._pushes
             if self._refusal and await has_moved(self._node):
                 self._close("another is the master")
                 break
@@ -351,7 +344,7 @@ class Bus:
             if pipe is self._publisher and not isinstance(reply, Unconfirmed):
                 self._refuse(_fault_of(reply))
             if self.paused:  # we do not read on the pipe where it comes back
-                self._probe = max(self._probe, probe)
+                self._probe = self._heard = max(self._probe, probe)
 
         self._send(pipe, (b"EVAL", self._dialect.now, *self._now_args()), written)
         self._send(pipe, (self._dialect.publish, self._keys.channel(self._probe_name), b"%d" % probe))
@@ -365,7 +358,7 @@ class Bus:
 
     def pushed(self, push: Sequence[bytes]) -> None:
         """Redis has sent something unasked."""
-        self._pushes += 1
+        self._heard = self._probes
         kind = push[0]
         if kind == self._dialect.message:
             name = push[1][self._prefix_bytes :]

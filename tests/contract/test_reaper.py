@@ -41,7 +41,7 @@ async def test_a_worker_that_is_still_written_to_and_says_nothing_is_found(
 
     counts = Counts()
     searching = Reaper(station.bus, counts, lambda: cuts.append(1), clock=loop.time, later=loop.call_later)
-    silent = Link(lambda _push: None, lambda: None, lost.append)
+    silent = Link(lambda _push: None, lambda: None, lambda: None, lost.append)
     name = f"{station.prefix}room:a".encode()
     await silent.open(topology.parse(server.url), None, "moorage:silent-0")  # type: ignore[arg-type]
     silent.subscriber.push(pack((b"SUBSCRIBE", name)))

@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 from stations import Client, Proxy, Station, client_of, number, until, watched
 
-from router import bus, link
+from router import backoff, bus, link
 from router.bus import BusDown, Unconfirmed
 from router.embedded import Embedded
 from router.outcome import Refused
@@ -29,8 +29,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "DEADLINE_SECONDS", 0.5)
     monkeypatch.setattr(link, "DEADLINE_SECONDS", 0.5)
     monkeypatch.setattr(bus, "LEAVE_SECONDS", 0.1)
-    monkeypatch.setattr(bus, "BACKOFF_SECONDS_MIN", 0.01)
-    monkeypatch.setattr(bus, "BACKOFF_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(backoff, "SECONDS_MIN", 0.01)
+    monkeypatch.setattr(backoff, "SECONDS_MAX", 0.05)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ async def test_an_attempt_that_fails_is_no_loss(station: Station, valkey: Embedd
     connects = station.bus.connects
     for _ in range(5):
         assert isinstance(await station.publish(b"room:a"), BusDown)
-        await asyncio.sleep(bus.BACKOFF_SECONDS_MAX)
+        await asyncio.sleep(backoff.SECONDS_MAX)
     assert (station.lost, station.bus.connects) == (1, connects)
     valkey.restart()
     await back(station)
@@ -509,11 +509,11 @@ async def test_what_does_not_last_is_not_tried_in_a_hurry(
     attempts: list[int] = []
     original = bus.backoff
 
-    def backoff(attempt: int, chance: float) -> float:
+    def counting(attempt: int, chance: float) -> float:
         attempts.append(attempt)
         return original(attempt, chance)
 
-    monkeypatch.setattr(bus, "backoff", backoff)
+    monkeypatch.setattr(bus, "backoff", counting)
     for times in range(2, 7):
         proxy.cut()
         await back(station, times)

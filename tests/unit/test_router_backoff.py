@@ -1,4 +1,4 @@
-"""The parts of the bus that need no Redis."""
+"""The pause grows, up to a bound, and is spread."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from router.bus import BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN, backoff
+from router.backoff import SECONDS_MAX, SECONDS_MIN, backoff
 
 
 def test_the_pause_grows_to_a_bound() -> None:
     pauses = [backoff(attempt, 1.0) for attempt in range(100)]
-    assert pauses[0] == BACKOFF_SECONDS_MIN
-    assert pauses[-1] == BACKOFF_SECONDS_MAX
+    assert pauses[0] == SECONDS_MIN
+    assert pauses[-1] == SECONDS_MAX
     assert all(before <= after for before, after in pairwise(pauses))
 
 
