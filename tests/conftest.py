@@ -20,6 +20,14 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Only a parallel run has pytest-xdist."""
+    from scheduling import Grouped
+
+    return Grouped(config, log)
+
+
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., Server]]:
     """Start servers with `start_server("--workers", "2", ...)`; they are stopped, and must leave nothing running."""

@@ -301,8 +301,14 @@ class LineClient:
 class EventClient:
     """An SSE client that keeps every event as a dict of its fields; comments are counted."""
 
-    def __init__(self, address: tuple[str, int], query: str, headers: dict[str, str]) -> None:
-        self.sock = socket.create_connection(address, timeout=DEADLINE_SECONDS)
+    def __init__(
+        self,
+        address: tuple[str, int],
+        query: str,
+        headers: dict[str, str],
+        dial: Callable[[tuple[str, int]], socket.socket] = dial,
+    ) -> None:
+        self.sock = dial(address)
         named = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         self.sock.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: {address[0]}\r\n{named}\r\n".encode())
         self._file = self.sock.makefile("rb")

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 import psutil
 import pytest
 import redis
-from harness import EventClient, Json, LineClient, Server, wait_until
+from harness import DEADLINE_SECONDS, EventClient, Json, LineClient, Server, wait_until
 
 from router.embedded import Embedded
 
@@ -207,6 +207,15 @@ class Reader(threading.Thread):
             self.fault = error
 
 
+def narrow(address: tuple[str, int]) -> socket.socket:
+    """A connection whose buffer stays small; made so later, it would lose what fills it, and get that again when TCP pleases."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+    sock.settimeout(DEADLINE_SECONDS)
+    sock.connect(address)
+    return sock
+
+
 def test_a_slow_reader_is_bounded_and_told_and_the_others_are_unhurt(start_server: Callable[..., Server]) -> None:
     limit, count, data = 131_072, 150, "x" * 8_000
     server = start_server("--workers", "1", "--send-buffer-bytes", "16384", "--backlog-bytes-max", str(limit))
@@ -214,10 +223,11 @@ def test_a_slow_reader_is_bounded_and_told_and_the_others_are_unhurt(start_serve
     events = [server.event_client(f"user=fast{n}&channel=room:big") for n in range(3, 6)]
     readers = [Reader(lambda c=c: c.messages(1)[0]["data"]["n"]) for c in lines]  # type: ignore[misc]
     readers += [Reader(lambda c=c: c.expect("message")["data"]["n"]) for c in events]  # type: ignore[misc]
-    slow_lines, slow_events = server.joined("slow", "room:big"), server.event_client("user=slow&channel=room:big")
-    slow_events.expect("connected")
-    for sock in (slow_lines.sock, slow_events.sock):  # of a fixed size: the kernel would let it grow
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+    slow_lines = LineClient(server.tcp, narrow)
+    slow_lines.send({"op": "connect", "user": "slow", "channels": ["room:big"]})
+    slow_events = EventClient(server.http, "user=slow&channel=room:big", {}, narrow)
+    for slow in (slow_lines, slow_events):
+        slow.expect("connected")
     for reader in readers:
         reader.start()
     with server.joined("publisher") as publisher:
@@ -247,6 +257,8 @@ def test_a_slow_reader_is_bounded_and_told_and_the_others_are_unhurt(start_serve
     assert json.loads(seen[-1]["data"])["code"] == 3002
     assert (seen[-1]["event"], seen[-1]["retry"].isdigit()) == ("close", True)
     assert [json.loads(event["data"])["data"]["n"] for event in seen[:-1]] == list(range(len(seen) - 1))
+    slow_lines.close()
+    slow_events.close()
 
 
 def test_messages_that_come_in_one_go_are_cut_off_between_two_of_them(start_server: Callable[..., Server]) -> None:

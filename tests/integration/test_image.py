@@ -10,14 +10,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from dockerfile import copied, health_command, instructions
 from harness import ROOT, Server, wait_until
 
 StartServer = Callable[..., Server]
 
 
-@pytest.mark.xdist_group("wheel")
 def test_what_is_copied_makes_a_wheel_that_is_whole(tmp_path: Path) -> None:
     source, out = tmp_path / "src", tmp_path / "wheels"
     source.mkdir()

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from harness import DEADLINE_SECONDS, Server, wait_until
 
+pytestmark = pytest.mark.xdist_group("proxy")  # three servers for most of them
+
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 CLIENT = "203.0.113.9"
 V1 = b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 7400\r\n"
