@@ -27,6 +27,18 @@ def cpu_ns(pid: int) -> int:
         raise Gone(f"process {pid} has ended while it was measured") from error
 
 
+def kernel_ns(pid: int) -> int:
+    """Return how much of its CPU time a process has spent in the kernel, by the clock tick: /proc/PID/stat, `stime`.
+
+    Raises: Gone when there is no such process.
+    """
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # a name may hold spaces
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise Gone(f"process {pid} has ended while it was measured") from error
+    return int(fields[12]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
 def waited_ns(pid: int) -> int:
     """Return how long the first thread of a process has been ready to run and has not run: /proc/PID/schedstat.
 

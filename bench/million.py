@@ -198,7 +198,7 @@ class Run:
         if settings.answer_heartbeats:
             self.crowd.begin("answer_heartbeats", True)
             self.crowd.arrived()
-        heartbeats, before = self.crowd.seen()[2], self.spent()
+        heartbeats, before, kernel = self.crowd.seen()[2], self.spent(), self.target.kernel_ns()
         with self.step(f"held for {seconds:g} s", int(seconds)) as progress:
             self._begin_hold()
             while not self.crowd.is_done(LOOK_SECONDS):
@@ -208,6 +208,10 @@ class Run:
         used, heard = self.spent().since(before), tally.heartbeats - heartbeats
         for who, spent in (("workers", used.workers), ("Redis", used.redis), ("supervisor and admin", used.others)):
             self.report.add(f"held, CPU of {who}", spent / used.at, "cores", 0.35 if who == "workers" else None)
+        if kernel:
+            kernel = self.target.kernel_ns() - kernel
+            self.report.add("held, CPU of workers, of it in the kernel", kernel / used.at, "cores")
+        self.report.add("held, workers, a heartbeat", used.workers / 1000 / max(1, heard), "CPU us")
         self.report.add("held, CPU of clients", used.clients / used.at, "cores")
         self.report.count("heartbeats heard", heard)
         self.report.count("lost while held", self.live - tally.live, 0)

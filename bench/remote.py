@@ -46,6 +46,10 @@ class Remote:
         """Return the CPU time of its workers, as the admin port tells; 0 for others, and without an admin port."""
         return int(1e9 * self._read().get("worker_cpu_seconds_total", (0, 0.0))[1]) if role == "worker" else 0
 
+    def kernel_ns(self) -> int:
+        """Return 0: it is not told."""
+        return 0
+
     def memory(self, role: str = "worker") -> int:
         """Return the resident bytes of its workers, with what they share counted in each; 0 for others."""
         return int(self._read().get("worker_resident_bytes", (0, 0.0))[1]) if role == "worker" else 0

@@ -23,7 +23,7 @@ import psutil
 
 from bench import scrape
 from bench.clients import raise_descriptor_limit
-from bench.measure import Gone, cpu_ns, memory_bytes
+from bench.measure import Gone, cpu_ns, kernel_ns, memory_bytes
 from bench.scrape import Address
 from bench.settings import Impossible
 
@@ -109,6 +109,13 @@ class Target:
         """Return the CPU time of all processes of a role. Raises: TargetError when one has ended."""
         try:
             return sum(cpu_ns(pid) for pid in getattr(self.processes, role))
+        except Gone as error:
+            raise TargetError(f"{error}: {self._last_words()}") from error
+
+    def kernel_ns(self) -> int:
+        """Return how much of the workers' CPU time was spent in the kernel. Raises: TargetError when one has ended."""
+        try:
+            return sum(map(kernel_ns, self.processes.worker))
         except Gone as error:
             raise TargetError(f"{error}: {self._last_words()}") from error
 

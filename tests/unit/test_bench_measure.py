@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench.measure import Gone, cpu_ns, memory_bytes, owners, slab, slabinfo_bytes, sockets, waited_ns
+from bench.measure import Gone, cpu_ns, kernel_ns, memory_bytes, owners, slab, slabinfo_bytes, sockets, waited_ns
 
 GREEDY = (
     "import sys; sys.stdin.readline(); a = bytearray(b'x') * 30_000_000; print('grown', flush=True); sys.stdin.read()"
@@ -29,9 +29,19 @@ def test_cpu_counts_what_a_process_uses_and_tells_when_it_is_gone() -> None:
         pass
     with pytest.raises(Gone, match=str(child.pid)):
         cpu_ns(child.pid)
-    for measure in (memory_bytes, waited_ns):
+    for measure in (kernel_ns, memory_bytes, waited_ns):
         with pytest.raises(Gone, match=str(child.pid)):
             measure(child.pid)
+
+
+def test_what_the_kernel_does_is_a_part_of_it() -> None:
+    kernel = kernel_ns(os.getpid())
+    until = time.monotonic() + 20
+    while kernel_ns(os.getpid()) < kernel + 50_000_000:
+        assert time.monotonic() < until
+        for _ in range(1000):
+            os.stat("/")  # a system call is wanted
+    assert kernel_ns(os.getpid()) - kernel < cpu_ns(os.getpid())
 
 
 def test_waiting_counts_while_another_has_the_processor() -> None:
