@@ -49,9 +49,10 @@ class Arm:
     def __init__(self, limit: float, settings: AdmissionSettings, stack: ExitStack) -> None:
         environ = {"MOORAGE_ACCEPTS_PER_SECOND": str(limit)} if limit else {}
         self.target = stack.enter_context(Target(settings.workers, settings.redis, environ))
-        self._spare = stack.enter_context(aside(self.target.cpus()))
-        self.crowd = stack.enter_context(Crowd(1, self._spare, Knockers))
-        self.pingers = stack.enter_context(Crowd(1, self._spare, Pingers))
+        # No longer than this: a server that is started under it is pinned to the CPUs of all clients.
+        with aside(self.target.cpus()) as spare:
+            self.crowd = stack.enter_context(Crowd(1, spare, Knockers))
+            self.pingers = stack.enter_context(Crowd(1, spare, Pingers))
         self._transport = settings.transport
         self._done = 0
 
