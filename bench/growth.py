@@ -32,6 +32,8 @@ COPIED = {
     "opening, Redis": "connecting, Redis",
     "broadcast, workers": "broadcast, workers",
     "held, CPU of workers": "idle, workers",
+    "held, CPU of workers, of it in the kernel": "idle, workers, of it in the kernel",
+    "held, workers, a heartbeat": "a heartbeat, workers",
 }
 
 
