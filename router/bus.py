@@ -67,8 +67,9 @@ class Bus:
         self._joining: dict[bytes, int] = {}  # subscribed, the answer is under way, nobody in the table yet
         self._leaving: dict[bytes, float] = {}  # subscribed, nobody in the table any more, since
         self._left: set[bytes] = set()  # unsubscribed, the answer is under way
-        self._batch: list[tuple[Sequence[bytes], Callable[[bytes | None], None]]] = []  # joins of this turn
+        self._batch: list[tuple[Sequence[bytes], Callable[[bytes | None], None]]] = []  # joins to send
         self._fresh: list[bytes] = []  # names to subscribe for them
+        self._is_joining = False  # the answer to others is under way
         self._orphans: list[bytes] = []  # names joined while the bus was down, the table may not have them yet
         self._link: Link | None = None
         self._subscriber: Subscriber | None = None
@@ -76,8 +77,7 @@ class Bus:
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
         self._durable = Publisher(keys)
-        self._probes = 0  # sent
-        self._probe = 0  # the newest that came back
+        self._probes = self._probe = 0  # sent, and the newest that came back
         self._heard = 0  # how many were sent when something came last, whatever it was
 
     # What the worker asks for.
@@ -297,14 +297,17 @@ class Bus:
             pipe.push(pack((verb, *map(self._keys.channel, names[start : start + SUBSCRIBE_CHUNK]))))
 
     def _send_joins(self) -> None:
+        """Subscribe for all who have come, unless that is under way for others: those who come meanwhile share the next."""
         pipe = self._subscriber
-        batch, self._batch = self._batch, []
-        if pipe is None or not batch:
+        if pipe is None or self._is_joining or not self._batch:
             return
+        batch, self._batch = self._batch, []
         self._push(pipe, self._dialect.subscribe, self._fresh)
         self._fresh.clear()
+        self._is_joining = True
 
         def joined(reply: Reply) -> None:
+            self._is_joining = False
             fault = _fault_of(reply)
             if fault and not isinstance(reply, Unconfirmed):
                 self._refuse(fault)
@@ -319,6 +322,7 @@ class Bus:
                         self._joining.pop(name, None)
             # only now can a name be seen to have been joined for nobody
             self.leave(name for names, _ in batch for name in names)
+            self._send_joins()
 
         pipe.send(pack((b"EVAL", self._dialect.now, *self._now_args())), joined)
 

@@ -16,7 +16,7 @@ from router.bus import BusDown, Busy
 from router.embedded import Embedded
 from router.journal import Retention
 from router.outcome import Refused
-from router.pipe import pack
+from router.pipe import Done, pack
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -549,6 +549,35 @@ async def test_it_is_healthy_while_probes_come_back(station: Station) -> None:
     assert station.bus.healthy()
     assert station.bus.connects == 1
     assert len(station.restored) == 1
+
+
+async def test_those_who_come_while_others_join_share_the_next_look_at_the_clock(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turn of the loop brings somebody, and Redis is further away than a turn."""
+    assert station.bus._subscriber is not None
+    looks: list[bytes] = []
+    send = station.bus._subscriber.send
+
+    def counting(command: bytes, done: Done) -> None:
+        looks.append(command)
+        send(command, done)
+
+    monkeypatch.setattr(station.bus._subscriber, "send", counting)
+    station.bus.pause(True)  # so that no answer comes
+    joins = []
+    for room in range(5):
+        joins.append(station.join_nowait(b"room:%d" % room))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert len(looks) == 1
+    station.bus.pause(False)
+    positions = await asyncio.gather(*joins)
+    assert len(looks) == 2
+    assert len(set(positions[1:])) == 1
+    for room in range(5):
+        at = await station.publish(b"room:%d" % room)
+        await station.comes(b"room:%d" % room, at)
 
 
 @asynccontextmanager
