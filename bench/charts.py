@@ -23,10 +23,12 @@ PANELS = (
     ("fanout", "single, CPU", "Deliver one message, CPU µs"),
     ("fanout", "burst, CPU", "Deliver one of a burst, CPU µs"),
     ("direct", "fixed rate, CPU", "1:1 message at a fixed rate, CPU µs"),
+    ("direct", "pipelined, CPU", "1:1 message of a stream, CPU µs"),
     ("storm", "until all are back", "All reconnect at once, seconds"),
+    ("storm", "CPU", "Reconnect, CPU µs"),
 )
 GROWTH = (("connections", "connections"), ("channels", "channels"), ("subscribers", "subscribers"))
-SEPARATE = ("workers", "idle, workers")  # of a point of a curve: in another unit
+SEPARATE = ("workers", "idle, workers", "idle, workers, of it in the kernel")  # of a curve's point: in another unit
 
 
 class NoMatplotlib(Exception):

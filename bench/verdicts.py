@@ -69,6 +69,7 @@ def goals(study: Study) -> list[Goal]:
         ("fanout", "burst, CPU", "least CPU per delivery of all, bursts", None, 1.0),
         ("connect", "CPU", "CPU of a connect within 1.1 x nchan's", "nchan", 1.1),
         ("direct", "fixed rate, CPU", "CPU of a 1:1 message at most a quarter of ejabberd's", "ejabberd", 0.25),
+        ("direct", "pipelined, CPU", "the same in a stream", "ejabberd", 0.25),
     )
     return [goal for bound in bounds if (goal := _goal(study, *bound))]
 
