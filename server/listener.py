@@ -70,8 +70,11 @@ def _only_v6(sock: socket.socket) -> None:
 
 def configure(sock: socket.socket, config: Config) -> None:
     """Set what accepted sockets inherit from their listener, so that setting it costs a connection nothing: tcp(7)."""
+    # Heartbeats find out who is gone, and are sent again where they get lost. A keepalive is not: under TCP_USER_TIMEOUT the
+    # kernel gives up at the first one that is not answered. So none is sent while heartbeats are.
+    idle = max(limits.KEEPALIVE_IDLE_SECONDS, math.ceil(2 * config.heartbeat_seconds))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.KEEPALIVE_IDLE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.KEEPALIVE_INTERVAL_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, limits.KEEPALIVE_PROBES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.user_timeout_seconds * 1000))

@@ -10,7 +10,8 @@ from typing import cast
 import pytest
 
 from server import limits
-from server.listener import Listener
+from server.config import Config
+from server.listener import Listener, configure
 from server.pool import Events, Pool
 from server.stats import Stats
 
@@ -62,3 +63,11 @@ def test_many_who_come_at_once_do_not_keep_others_waiting(sock: socket.socket) -
     assert turns > 3
     for each in (*crowd, other.ours, other.theirs, *(socket.socket(fileno=fd) for fd in welcomed)):
         each.close()
+
+
+@pytest.mark.parametrize(("heartbeat", "idle"), [(0.1, 120), (25.0, 120), (60.0, 120), (60.1, 121), (3600.0, 7200)])
+def test_no_keepalive_is_sent_while_heartbeats_are(sock: socket.socket, heartbeat: float, idle: int) -> None:
+    """The kernel gives up at the first keepalive that gets lost, because there is a TCP_USER_TIMEOUT."""
+    configure(sock, Config(heartbeat_seconds=heartbeat))
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
