@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 from clusters import Cluster, Member
 from harness import wait_until
+from journals import publish_args
 
 from router import position
-from router.journal import SHARDED, Keys, Retention
+from router.journal import SHARDED, Keys
 from router.position import Position
 from router.slots import slot_of, tags
 
@@ -27,8 +28,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 def publish(node: Member) -> Position:
-    args = KEYS.publish_args(b"room:a", b',"data":1', Retention())
-    return position.read(node.client.execute_command("EVAL", SHARDED.publishing, *args))
+    args = publish_args(KEYS, b"room:a", b',"data":1')
+    (found,) = node.client.execute_command("EVAL", SHARDED.publishing, *args)
+    return position.read(found)
 
 
 def look(node: Member, known: Position | None = None) -> Position:
