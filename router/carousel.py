@@ -6,6 +6,8 @@ read and receive. While a round walks, new messages join its log: the sinks it h
 write, the ones it has already served form a new cohort behind. So latency is bounded by one walk over the subscribers,
 and under load the cost of a message falls.
 
+What is for one sink alone, as in most personal channels, has no round: it is a letter, and letters and rounds take turns.
+
 Order. One position covers all channels of a connection: a client that has seen position 7 will never ask for 6. A sink
 must therefore get its messages in order of arrival over *all* its channels. So whenever a sink is served while several
 rounds are under way, what the other rounds still owe it is merged into the same write.
