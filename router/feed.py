@@ -63,6 +63,7 @@ class Feed:
         self.is_durable: Callable[[bytes], bool] = lambda _name: True  # of a channel: otherwise no gap is told here
         self._table, self._carousel = table, carousel
         self._out = carousel.add  # the way on, of messages and gaps
+        self._post = carousel.post  # the same for one sink alone
         self._later, self._on_lag = later, on_lag
         self._turns = Turns(carousel, later, on_waiting, self.held_bytes)
         self._lag_shown = False
@@ -331,7 +332,7 @@ class Feed:
             self._lag_shown = True
             self._on_lag(message)
         if sole is not None:
-            self._carousel.post(sole, message)
+            self._post(sole, message)
         elif channel is not None:
             self._out(channel, message)
 

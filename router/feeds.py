@@ -32,6 +32,7 @@ class ShardFeed(Feed):
         self._feeds, self._shard = feeds, shard
         super().__init__(table, carousel, **told)  # type: ignore[arg-type]
         self._out = self._stamp
+        self._post = self._stamp_letter
         self._began_at = b""
 
     @property
@@ -88,8 +89,14 @@ class ShardFeed(Feed):
 
     def _stamp(self, channel: Channel, message: Message) -> None:
         """Send a message on with the position of all shards."""
+        self._carousel.add(channel, self._stamped(message))
+
+    def _stamp_letter(self, sink: Sink, message: Message) -> None:
+        self._carousel.post(sink, self._stamped(message))
+
+    def _stamped(self, message: Message) -> Message:
         at, tilde, behind = message.position.partition(b"~")
-        self._carousel.add(channel, message._replace(position=self.place(at) + tilde + behind))
+        return message._replace(position=self.place(at) + tilde + behind)
 
     def place(self, at: bytes) -> bytes:
         """Return the position of all shards, of which this one is at `at`, and the others at their heads."""

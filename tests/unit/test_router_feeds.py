@@ -253,3 +253,16 @@ def test_counts_are_of_all_shards(world: World) -> None:
 def test_a_message_for_nobody_moves_its_shard_on(world: World) -> None:
     world.message(room(1), 4, 0)
     assert world.numbers(world.feeds.head) == [0, 4, 0]
+
+
+def test_what_is_for_one_alone_carries_the_position_of_all_shards(world: World) -> None:
+    ear = Ear("alice", world.feeds)
+    world.table.enter(ear)
+    other = next(shard for shard in range(SHARDS) if shard != shard_of(b"@alice", SHARDS))
+    name = next(b"room:%d" % n for n in range(100) if shard_of(b"room:%d" % n, SHARDS) == other)
+    world.message(name, 5, 0)
+    world.message(b"@alice", 3, 0)
+    ((heard, at),) = ear.heard
+    assert heard == b"@alice"
+    assert at.part(b"@alice").id.number == 3
+    assert at.part(name).id.number == 5
