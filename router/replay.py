@@ -27,7 +27,7 @@ STRAYS_TOLD_MAX = 256  # entries of others of which it is remembered that the lo
 
 _END = Id(sys.maxsize, sys.maxsize)
 
-_Key = tuple[bytes, Id, int, int]  # of a page: channel, behind, number up to which, bytes at the most
+_Key = tuple[bytes, str, Id, int, int]  # of a page: channel, epoch, behind, number up to which, bytes at the most
 
 
 class Entry(NamedTuple):
@@ -93,7 +93,7 @@ class Reader:
         Those who ask for the same page while it is under way, or shortly after, share one read.
         """
         # The clock of `upto` differs with every resume, its number only behind a message.
-        key = (name, after, upto.number, bytes_max)
+        key = (name, epoch, after, upto.number, bytes_max)
         kept = self._kept.get(key)
         if kept is not None and self._clock() - kept[0] < PAGE_SECONDS_MAX:
             done(kept[1])

@@ -23,6 +23,7 @@ from router.namespaces import Namespaces, personal
 from router.pipe import Reply
 from router.replay import Missed
 from router.table import Table
+from router.trail import leads
 from router.wiring import AnyBus, AnyFeed
 from server import limits, lines
 from server.access import may_publish, may_subscribe
@@ -218,19 +219,14 @@ class Requests:
         if request.gaps:
             house.feed.watchers.watch(session, name)
         answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
-        if (
-            is_durable
-            and asked
-            and at
-            and asked.part(name).epoch == at.part(name).epoch
-            and asked.of(name).number < at.part(name).id.number
-            and not known
-        ):
+        # Of another epoch, the same number is another message.
+        since_id = asked.of(name) if asked and at and leads(asked.part(name), at.part(name)) else None
+        if is_durable and at and since_id is not None and since_id.number < at.part(name).id.number and not known:
             upto = at.part(name)
-            missed = Missed(house.feed.reader, upto.epoch, {name: asked.of(name)}, upto.id)
+            missed = Missed(house.feed.reader, upto.epoch, {name: since_id}, upto.id)
 
             # In its other channels the session is at `at` already: a position that says both makes a cut exact.
-            since = str(at.but(name, asked.of(name)))
+            since = str(at.but(name, since_id))
 
             def greet(whole: bool) -> bytes:
                 return lines.answer({**answer, "position": since, "recovered": whole})
@@ -243,7 +239,7 @@ class Requests:
             )
             return
         recovered = at is not None and (
-            request.position is None or (asked is not None and asked.of(name).number == at.part(name).id.number)
+            request.position is None or (since_id is not None and since_id.number == at.part(name).id.number)
         )
         self._say(session, lines.answer({**answer, "position": str(at or ""), "recovered": recovered}))
         if session.fd != CLOSED:

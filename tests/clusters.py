@@ -19,6 +19,7 @@ from router.embedded import Embedded
 from router.vector import shard_of
 
 NODE_TIMEOUT_MS = 1500  # a master that is silent for so long has failed
+FAILOVER_SECONDS_MAX = 5.0  # after which a replica gives up to take over from a master that lives
 SLOTS = 16384
 
 Client: TypeAlias = Any  # a redis.Redis, whose types say of most answers that they may be of any kind
@@ -196,8 +197,7 @@ class Cluster:
     def hand_over(self) -> None:
         """Let a replica take over from its master, which lives and follows it from then on."""
         (replica,) = [member for member in self.members if member.role == "slave"]
-        replica.client.execute_command("CLUSTER FAILOVER")
-        wait_until(lambda: replica.role == "master", "it has taken over")
+        wait_until(lambda: _takes_over(replica), "it has taken over")
         wait_until(lambda: any(member.role == "slave" for member in self.members), "its master follows it")
         self.wait_up()
 
@@ -223,6 +223,16 @@ def one_per_shard(prefix: str, shards: int) -> list[str]:
         if len(found) == shards:
             break
     return [found[shard] for shard in range(shards)]
+
+
+def _takes_over(replica: Member) -> bool:
+    """Ask a replica to take over, which it may give up, or refuse while its master is busy; tell whether it has."""
+    until = time.monotonic() + FAILOVER_SECONDS_MAX
+    with contextlib.suppress(redis.ResponseError):
+        replica.client.execute_command("CLUSTER FAILOVER")
+        while replica.role != "master" and time.monotonic() < until:
+            time.sleep(0.02)
+    return replica.role == "master"
 
 
 def _free_port() -> socket.socket:

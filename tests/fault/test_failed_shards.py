@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from clusters import Cluster, Member
-from harness import wait_until
+from accounting import Sites
+from clusters import Cluster, Member, one_per_shard
+from harness import Server, wait_until
 from journals import publish_args
 
 from router import position
@@ -37,22 +39,30 @@ def look(node: Member, known: Position | None = None) -> Position:
     return position.read(node.client.execute_command("EVAL", SHARDED.now, *KEYS.now_args(known)))
 
 
-def lose_a_message(cluster: Cluster) -> Position:
-    """Have a master answer what its replica does not get, and die; return the position of that, in the epoch that should end."""
+@contextlib.contextmanager
+def losing(cluster: Cluster) -> Iterator[None]:
+    """What is written here is answered by a master, is not had by its replica, and is lost with the master behind it."""
     master, (replica,) = cluster.owner(SLOT), cluster.replicas
-    look(master)
-    kept = publish(master)
-    wait_until(lambda: master.client.execute_command("WAIT", 1, 1000) == 1, "the replica has it")
+    wait_until(lambda: master.client.execute_command("WAIT", 1, 1000) == 1, "the replica has all that was before")
     assert replica.pid is not None
     os.kill(replica.pid, signal.SIGSTOP)
     master.client.client_kill_filter(_type="replica")  # otherwise its kernel would have what it has not read
-    lost = publish(master)
-    assert (lost.epoch, lost.id.number) == (kept.epoch, kept.id.number + 1)
+    yield
     master.kill()
     os.kill(replica.pid, signal.SIGCONT)
     wait_until(lambda: replica.role == "master", "the replica is promoted")
     master.restart()
     cluster.comes_back(master)
+
+
+def lose_a_message(cluster: Cluster) -> Position:
+    """Return the position of a message that is lost, in the epoch that should end."""
+    master = cluster.owner(SLOT)
+    look(master)
+    kept = publish(master)
+    with losing(cluster):
+        lost = publish(master)
+    assert (lost.epoch, lost.id.number) == (kept.epoch, kept.id.number + 1)
     return lost
 
 
@@ -96,3 +106,26 @@ def test_a_slot_that_only_migrates_stays_in_its_epoch(cluster: Cluster) -> None:
         assert (found.epoch, found.id.number) == (at.epoch, at.id.number)
         at = publish(cluster.masters[target])
         assert at.id.number == found.id.number + 1
+
+
+def test_who_subscribes_late_with_a_number_that_is_given_out_again_is_not_recovered(
+    start_server: Callable[..., Server], cluster: Cluster
+) -> None:
+    """What was heard is lost, and what was published since, with the same number, was not heard."""
+    server = start_server("--workers", "1", "--redis", cluster.url)
+    room, sites = one_per_shard("room:", 8)[0], Sites([], [], 8)
+    client = server.joined("late", room)
+    server.publish(room, "kept")
+    with losing(cluster):
+        server.publish(room, "lost")
+        _kept, lost = client.messages(2)
+    heard = lost["position"]
+    wait_until(lambda: server.request("GET", "/readyz")[0] == 200, "all shards are up")
+    server.publish(room, "new")
+    client = server.joined("late")
+    at = client.connected["position"]
+    assert sites.read(at).of(room.encode()).number == sites.read(heard).of(room.encode()).number, (
+        "or it is another case"
+    )
+    client.send({"op": "subscribe", "id": 1, "channel": room, "position": heard})
+    client.expect("subscribed", id=1, recovered=False)

@@ -165,6 +165,17 @@ def test_a_subscription_from_a_position_of_which_something_is_gone(server: Serve
         client.expect("subscribed", recovered=True)
 
 
+def test_a_subscription_from_a_position_of_another_epoch_is_not_recovered(server: Server) -> None:
+    """However well its number fits: there it is another message's."""
+    at = start(server, "late", "room:main")
+    with server.joined("late") as client:
+        for position, recovered in ((f"00000bad{at[8:]}", False), (at, True)):
+            client.send({"op": "subscribe", "id": 1, "channel": "room:epochs", "position": position})
+            assert client.expect("subscribed")["recovered"] is recovered
+            client.send({"op": "unsubscribe", "id": 2, "channel": "room:epochs"})
+            client.expect("unsubscribed")
+
+
 @pytest.mark.parametrize("worker", range(3))  # whichever worker it comes to
 def test_a_live_only_message_is_no_step_back(server: Server, worker: int) -> None:
     user = f"live{worker}"

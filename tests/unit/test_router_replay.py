@@ -188,6 +188,17 @@ def test_one_read_for_all_who_ask_for_the_same(desk: Desk) -> None:
     assert reader.reads == 2
 
 
+def test_a_page_of_another_epoch_is_another(desk: Desk) -> None:
+    """In a cluster the numbers that a dead master had given out last are given out again, to other messages."""
+    start = desk.place()
+    desk.publish(b"room:a")
+    upto, reader = desk.place(), Reader(desk, desk.keys)
+    for epoch in (start.epoch, "00000bad"):
+        (entry,) = page_of(reader, b"room:a", start._replace(epoch=epoch), upto).entries
+        assert entry.message.position.startswith(epoch.encode())
+    assert reader.reads == 2
+
+
 def test_kept_pages_are_bounded_and_go_with_time(desk: Desk) -> None:
     at, clock = desk.place(), Clock()
     reader = Reader(desk, desk.keys, clock=clock)
