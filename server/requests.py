@@ -95,9 +95,7 @@ class Requests:
         self._rests: dict[Session, bytes] = {}  # the unfinished lines of those who have one
         self._busy: dict[Session, list[bytes]] = {}  # lines that wait for the answer to the one before them
         self._in_flight: dict[Session, int] = {}  # publishes that wait for Redis, of those who have any
-        self._answers: dict[
-            Session, list[bytes]
-        ] = {}  # to publishes, which Redis answers many at a time: one write a session
+        self._answers: dict[Session, list[bytes]] = {}  # to publishes: Redis answers many at a time
         self._told_at = -math.inf
         self._answer: dict[type, Callable[[Session, lines.Request], None]] = {
             lines.Connect: self._connect,
@@ -314,9 +312,7 @@ class Requests:
             fault.id = id
             frame = lines.error(fault, retry_ms(fault.code))
         if session.fd != CLOSED:
-            if (
-                not self._answers
-            ):  # most come in a batch, behind which they are told; what waits for a timer comes alone
+            if not self._answers:  # most come in a batch, behind which they are told; some come alone
                 self._house.later(self.tell_answers)
             self._answers.setdefault(session, []).append(frame)
 
