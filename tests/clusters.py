@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from itertools import count
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 
 import redis
 from harness import wait_until
+from ports import free_port
 
 from router.embedded import Embedded
 from router.vector import shard_of
@@ -30,15 +30,8 @@ class Member(Embedded):
 
     def __init__(self) -> None:
         super().__init__(clients_max=1000)
-        self._held = [_free_port(), _free_port()]
-        self.port, self._bus_port = (held.getsockname()[1] for held in self._held)
+        self.port, self._bus_port = free_port(), free_port()
         self.client: Client = redis.Redis(port=self.port, protocol=3, socket_timeout=5)
-
-    def start(self) -> None:
-        """Start it on its ports, which nobody else can have been given meanwhile."""
-        for held in self._held:
-            held.close()
-        super().start()
 
     def stop(self) -> None:
         """End it."""
@@ -233,11 +226,3 @@ def _takes_over(replica: Member) -> bool:
         while replica.role != "master" and time.monotonic() < until:
             time.sleep(0.02)
     return replica.role == "master"
-
-
-def _free_port() -> socket.socket:
-    """Hold a port that nobody has; one below those that outgoing connections are given."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT, LineClient, Server, wait_until
+from ports import free_port
 
 from server import limits
 from server.config import Config
@@ -30,11 +31,6 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed (package systemd)")
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 class Activated:
