@@ -138,13 +138,14 @@ async def test_a_token_signs_in_and_channels_are_named_once() -> None:
 
     async def script(peer: Peer) -> None:
         heard.append(await peer.sign_in())
+        await peer.line()
 
-    scene = Scene(script, script)
+    scene = Scene(script)
     async with scene.playing("room:a", "room:b", "room:a", token="t") as task:
         await scene.wait_said("connected as")
         scene.type("/quit\n")
         assert await task == 0
-    assert heard[0] == {"op": "connect", "token": "t", "channels": ["room:a", "room:b"]}
+    assert heard == [{"op": "connect", "token": "t", "channels": ["room:a", "room:b"]}]
 
 
 async def test_the_end_of_the_input_waits_for_the_answers() -> None:
