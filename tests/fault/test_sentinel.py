@@ -17,6 +17,10 @@ from router.bus import BusDown, Refused, Unconfirmed
 
 pytestmark = needs_redis_server
 
+# An election that fails is held anew after four seconds and more, and on a busy machine several fail; or a master is taken for
+# dead that is only slow, and is replaced in its turn.
+ELECTED_SECONDS_MAX = 60.0
+
 
 @pytest.fixture
 def quorum(tmp_path: Path) -> Iterator[Quorum]:
@@ -31,7 +35,9 @@ async def station(quorum: Quorum) -> AsyncIterator[Station]:
 
 
 async def back(station: Station, times: int = 2) -> None:
-    await until(lambda: len(station.restored) >= times and station.bus.healthy(), "the bus is back", 20)
+    await until(
+        lambda: len(station.restored) >= times and station.bus.healthy(), "the bus is back", ELECTED_SECONDS_MAX
+    )
 
 
 class Load:
@@ -55,11 +61,14 @@ class Load:
     async def settle(self) -> None:
         """See that publishing works again, and that everybody was told one of the things that may be told."""
         count = len(self.answers)
-        await until(lambda: any(isinstance(each, bytes) for each in self.answers[count:]), "publishing works again")
+        await until(lambda: self._has_published(count), "publishing works again", ELECTED_SECONDS_MAX)
         self._stopping = True
         await self._task
         assert {type(answer) for answer in self.answers} <= {bytes, BusDown, Unconfirmed, Refused}
         await self._station.comes(b"room:a", await self._station.publish(b"room:a"))
+
+    def _has_published(self, since: int) -> bool:
+        return any(isinstance(each, bytes) for each in self.answers[since:])
 
 
 async def test_a_planned_failover_is_followed(station: Station, quorum: Quorum) -> None:
@@ -114,7 +123,7 @@ async def test_the_client_of_the_admin_process_follows(quorum: Quorum) -> None:
             return False
 
     await asyncio.to_thread(quorum.wait_moved, before)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(ELECTED_SECONDS_MAX):
         while not await is_followed():
             await asyncio.sleep(0.05)
     await client.aclose()
