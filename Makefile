@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 JOBS ?= 6
 
+# Images for containers often set it. Every process of the tests, and there are hundreds, would compile all over again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install serve test check bench lock clean
 
 install: $(VENV)/.installed
@@ -25,7 +28,12 @@ $(VENV)/.installed: $(STAMP) requirements.lock requirements-dev.lock pyproject.t
 serve: install
 	$(BIN)/moorage serve $(ARGS)
 
-test: install
+# pytest rewrites every assertion and keeps the result: the first time in one process, and not in all of them at once.
+$(VENV)/.rewritten: $(VENV)/.installed
+	-$(BIN)/python -m pytest --collect-only --quiet --quiet > /dev/null
+	touch $@
+
+test: install $(VENV)/.rewritten
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: install
