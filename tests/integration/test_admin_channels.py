@@ -250,16 +250,19 @@ async def test_history_before_anything_was_published(bus: Backend) -> None:
     assert (await bus.history("room:a", at.decode(), 50)).endswith(b'"position":"%b"' % sent.encode())
 
 
+PATIENCE_SECONDS = 1.0  # with who is silent; who answers is to need less, however busy the machine
+
+
 async def test_a_worker_that_does_not_answer_is_told_of_in_time(
     bus: Backend, redis: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", PATIENCE_SECONDS)
     async with redis.pubsub() as silent:
         await silent.subscribe(PREFIX + "room:a")
         await silent.get_message(timeout=None)
         error, seconds = await refusal(bus.presence("room:a"))
         assert error.code is Close.UNCONFIRMED
-        assert 0.2 < seconds < 1.0
+        assert 0.9 * PATIENCE_SECONDS < seconds < 3 * PATIENCE_SECONDS
         assert await bus.presence("room:b") == {}
     async with redis.pubsub() as silent, redis.pubsub() as workers:
         await workers.subscribe(PREFIX + "$control")
@@ -275,14 +278,14 @@ async def test_a_worker_that_does_not_answer_is_told_of_in_time(
 async def test_more_questions_than_are_asked_at_a_time(
     bus: Backend, redis: clients.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", PATIENCE_SECONDS)
     async with redis.pubsub() as silent:
         await silent.subscribe(PREFIX + "room:a")
         await silent.get_message(timeout=None)
         asked = [refusal(bus.presence("room:a")) for _ in range(backend.QUESTIONS_MAX * 4)]
         answers = await asyncio.gather(*asked)
     assert {error.code for error, _ in answers} == {Close.UNCONFIRMED, Close.OVERLOADED}
-    assert max(seconds for _, seconds in answers) < 1.0
+    assert max(seconds for _, seconds in answers) < 3 * PATIENCE_SECONDS
 
 
 async def test_an_answer_to_another_question_is_not_counted(bus: Backend, redis: clients.Client) -> None:
@@ -310,7 +313,7 @@ async def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
 
 
 async def test_a_redis_that_is_frozen(valkey: Embedded, bus: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", PATIENCE_SECONDS)
     assert await bus.presence("room:a") == {}
     assert valkey.pid
     os.kill(valkey.pid, signal.SIGSTOP)
@@ -319,5 +322,5 @@ async def test_a_redis_that_is_frozen(valkey: Embedded, bus: Backend, monkeypatc
     finally:
         os.kill(valkey.pid, signal.SIGCONT)
     assert {error.code for error, _ in answers} <= {Close.UNCONFIRMED, Close.BUS_DOWN}
-    assert max(seconds for _, seconds in answers) < 1.0
+    assert max(seconds for _, seconds in answers) < 3 * PATIENCE_SECONDS
     assert await bus.presence("room:a") == {}

@@ -344,7 +344,7 @@ async def test_redis_down_is_said_at_once(lonely: Port, path: str) -> None:
 
 
 async def test_redis_frozen_is_said_in_time_and_over_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(backend, "BUS_SECONDS_MAX", 1.0)
     with Embedded() as server:
         async for port in opened(server.url, Gate("127.0.0.1", None)):
             publish = {"channel": "room:a", "data": 1}
@@ -355,7 +355,7 @@ async def test_redis_frozen_is_said_in_time_and_over_when_it_is_over(monkeypatch
                 started = time.monotonic()
                 first = await port.ask("POST", "/api/publish", publish)
                 second = await port.ask("POST", "/api/publish", publish)
-                assert time.monotonic() - started < 3.0
+                assert time.monotonic() - started < 5.0
             finally:
                 os.kill(server.pid, signal.SIGCONT)
             # The first was sent on a connection that stood: nobody knows. For the second there was none to send it on.
