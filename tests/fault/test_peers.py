@@ -245,8 +245,11 @@ def test_a_slow_reader_is_bounded_and_told_and_the_others_are_unhurt(start_serve
         assert reader.fault is None
         assert reader.heard == list(range(count))
 
-    total = wait_until(lambda: (t := server.stats()["total"])["closed"].get("3002") == 2 and t, "both are closed")
-    assert total["backlog_bytes"] == total["backlogged_connections"] == 0
+    def is_settled() -> bool:
+        total = server.stats()["total"]
+        return total["closed"].get("3002") == 2 and total["backlog_bytes"] == total["backlogged_connections"] == 0
+
+    wait_until(is_settled, "both are closed, and nothing is held for anybody")
     heard: list[Json] = []
     while (message := slow_lines.receive()) is not None:
         heard.append(message)
