@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from nursery import Born, nursery
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 20.0
@@ -58,7 +59,8 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLIN
 class Server:
     """`moorage serve` on ports of its own: started, awaited, and stopped without leftovers.
 
-    `before` is Python that runs in its process first: to lower a limit that no option changes.
+    `before` is Python that runs in its process first: to lower a limit that no option changes. `alone`: in a process
+    that shares no memory with others, so that what it uses is its own.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Server:
         wait: bool = True,
         before: str = "",
         unprivileged: bool = True,
+        alone: bool = False,
     ) -> None:
         self.options = list(options)
         self.addresses: dict[str, list[tuple[str, int]]] = {"tcp": [], "http": [], "admin": []}
@@ -79,6 +82,7 @@ class Server:
         self._program = (
             f"{UNPRIVILEGED if unprivileged else ''}import sys\n{before}\nfrom commands import main\nsys.exit(main())"
         )
+        self._is_alone = alone or bool(before)  # nothing has been imported yet that is made of what it changes
         self._is_ready = threading.Event()
 
     def __enter__(self) -> Server:
@@ -88,18 +92,23 @@ class Server:
             if f"--{name}" not in self.options
             for f in (f"--{name}", "127.0.0.1:0")
         ]
-        is_main = threading.current_thread() is threading.main_thread()
-        program = (_BOUND.format(parent=os.getpid()) if is_main else "") + self._program
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("MOORAGE_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "serve", *ports, *self.options],
-            cwd=ROOT, env={**environ, **self._env}, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("MOORAGE_")} | self._env
+        self.process = self._start(["serve", *ports, *self.options], environ)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if self._wait:
             self.wait_ready()
         return self
+
+    def _start(self, arguments: list[str], environ: dict[str, str]) -> subprocess.Popen[str] | Born:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and not self._is_alone:
+            return nursery(str(ROOT)).bear(self._program, arguments, environ)
+        program = (_BOUND.format(parent=os.getpid()) if is_main else "") + self._program
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

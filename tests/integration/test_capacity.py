@@ -182,7 +182,7 @@ def test_memory_of_fifteen_thousand_is_predicted_from_two_thousand(valkey: Embed
     if hard != resource.RLIM_INFINITY and hard < 15_200:
         pytest.skip(f"RLIMIT_NOFILE is {hard}, 15,000 clients in a process need more")
     for _ in range(2):
-        with Server(["--workers", "2", "--redis", valkey.url]) as server, crowded() as crowd:
+        with Server(["--workers", "2", "--redis", valkey.url], alone=True) as server, crowded() as crowd:
             each, grown, strangers = told_and_used(server, crowd)
         # The slabs are the whole machine's. Whether a look was clean is judged by its sockets, never by its outcome.
         if abs(strangers) < STRANGERS_MAX:
@@ -226,7 +226,7 @@ def crowd() -> Iterator[Crowd]:
 def test_prices_come_from_what_the_server_did_and_size_a_fleet(
     start_server: StartServer, crowd: Crowd, valkey: Embedded
 ) -> None:
-    server = start_server("--workers", "2", "--redis", valkey.url)
+    server = start_server("--workers", "2", "--redis", valkey.url, alone=True)
     load = ("--users", "100000", "--messages-per-user-per-minute", "1", "--fanout", "20")
     answer = capacity(server)
     assert answer["costs"]["us"] == {}

@@ -9,25 +9,26 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 from harness import wait_until
 
 KILLED = """
 import os, signal
 from harness import Server
 
-server = Server(wait=False, before="import signal; sys.stderr.write('up\\\\n'); sys.stderr.flush(); signal.pause()")
+server = Server({how})
 server.__enter__()
-while "up\\n" not in server.log:
-    pass
 print(server.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_who_is_killed_leaves_no_server_behind() -> None:
+@pytest.mark.parametrize("how", ["['--workers', '1']", "['--workers', '1'], alone=True"])
+def test_who_is_killed_leaves_no_server_behind(how: str) -> None:
     tests = Path(__file__).parents[1]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests)))}
-    found = subprocess.run([sys.executable, "-c", KILLED], env=environ, stdout=subprocess.PIPE, text=True, timeout=30)
+    program = KILLED.format(how=how)
+    found = subprocess.run([sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE, text=True, timeout=60)
     assert found.returncode == -9
     pid = int(found.stdout)
     try:
