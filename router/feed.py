@@ -51,9 +51,8 @@ class Feed:
         on_waiting: Callable[[int], None],
     ) -> None:  # fmt: skip
         self.head = b""  # the newest position: all up to it has been delivered here, but for what is in a hole
-        self.received = 0
+        self.received = self.repairs = 0
         self.gaps = 0  # told, one a subscriber
-        self.repairs = 0
         self.reader: Reader  # these are set once there is a bus
         self.bus: Bus
         self.presence: Presence
@@ -62,8 +61,7 @@ class Feed:
         self.followers: Sequence[Follower] = ()
         self.is_durable: Callable[[bytes], bool] = lambda _name: True  # of a channel: otherwise no gap is told here
         self._table, self._carousel = table, carousel
-        self._out = carousel.add  # the way on, of messages and gaps
-        self._post = carousel.post  # the same for one sink alone
+        self._out, self._post = carousel.add, carousel.post  # the way on, of messages and gaps; for one sink alone
         self._later, self._on_lag = later, on_lag
         self._turns = Turns(carousel, later, on_waiting, self.held_bytes)
         self._lag_shown = False
@@ -72,7 +70,7 @@ class Feed:
         self._entering: Counter[bytes] = Counter()  # names of the joins that are held
         self._began = b""  # the id of the newest beginning
         self._epoch = b""  # of the head
-        self._notice: Notice | None = None  # that it is new
+        self._notice: Notice | None = None  # of a newer one, until all have been told
         self._heal()
 
     def _heal(self) -> None:
@@ -103,8 +101,7 @@ class Feed:
 
     def names(self) -> Iterable[bytes]:
         """Every name that the bus has to be subscribed to."""
-        yield from self._mine()
-        yield from list(self._entering)
+        return [*self._mine(), *self._entering]
 
     def join(self, names: Sequence[bytes], done: Joined) -> None:
         """Subscribe `names`; what arrives behind `done` is behind the position that it gets, what came before is not.
@@ -122,13 +119,13 @@ class Feed:
         self._entering.update(names)
 
         def enter(in_order: bool) -> None:
-            self._enter(names, done, began if in_order else None)
+            self._joined(names, done, began) if in_order else self._enter(names, done, None)
             self._entering.subtract(names)
             self._entering += Counter()  # drops what is zero
             self.bus.leave(names)
 
         at = position.parse(began)
-        is_in_epoch = at is None or self.head.startswith(at.epoch.encode())
+        is_in_epoch = at is None or at.epoch == self._place().epoch
         self._hold.append(Join((at.id.number if at else 0) if is_in_epoch else LATER, names, enter))
 
     def _enter(self, names: Sequence[bytes], done: Joined, began: bytes | None) -> None:
@@ -177,12 +174,11 @@ class Feed:
         """The bus is down."""
         self._whole = False
         if self._notice is not None:
-            self._notice.stop()
-            self._notice, self._epoch = None, b""  # all are told again when it is back
+            self._notice.stop()  # all are told again when it is back
         hold, broken = self._hold, self._broken
         self._heal()
         if broken:  # those that begin before the head: it says nothing of them when the bus is back
-            head = self._head().id
+            head = self._place().id
             self._broken = {name: id for name, id in broken.items() if id.number < head.number}
         for join in hold.joins() if hold is not None else ():
             join.enter(False)
@@ -196,7 +192,7 @@ class Feed:
         passed = position.parse(self._passed.partition(b" ")[0])
         if passed is not None and passed.epoch == upto.epoch and passed.id > upto.id and passed.id.ms >= upto.id.ms:
             upto = passed  # came behind `at`, and before we were called
-        if after is None or str(upto).encode()[:8] != self._epoch:
+        if after is None or self._notice is not None or str(upto).encode()[:8] != self._epoch:
             self._broken.clear()
             self._begin_epoch(upto)
         elif after.id.number < upto.id.number or self._broken:
@@ -211,7 +207,7 @@ class Feed:
     def lapsed(self, name: bytes) -> None:
         """Redis has unsubscribed `name`: from here on something may be missed on it."""
         if self._whole:  # otherwise everything is being subscribed again, and that is told when it is back
-            head = self._head()
+            head = self._place()
             self._repair = None  # one that is under way is begun anew when the name is back
             self._lapsed.add(name)
             self._broken.setdefault(name, head.id)
@@ -222,7 +218,7 @@ class Feed:
         upto = position.parse(at)
         if not self._whole:
             return
-        if name not in self._lapsed or upto is None or not self.head.startswith(upto.epoch.encode()):
+        if name not in self._lapsed or upto is None or upto.epoch != self._place().epoch:
             self._broken.pop(name, None)
             self.tell_gaps([name])
         elif self._upto < upto.id:
@@ -237,14 +233,14 @@ class Feed:
 
     def _begin_epoch(self, at: Position) -> None:
         """Redis has lost data: tell everybody, a few at a time. What arrives meanwhile is held."""
-        self.head = str(at).encode()
-        self._epoch = self.head[:8]
+        self.head = self.head or str(at).encode()  # until all know: who is cut off between two gaps comes back with it
         self._begin_hold(at.id)
-        self._notice = Notice(iter(self._mine()), self, self._carousel, self._all_told, later=self._later)
+        self._notice = Notice(at, iter(self._mine()), self, self._carousel, self._all_told, later=self._later)
         self._notice.go_on()
 
     def _all_told(self) -> None:
-        self._notice = None
+        self.head, self._notice = self.newest, None
+        self._epoch = self.head[:8]
         if not self._broken:
             self._let_go(Found([], []), self._head().epoch)
         elif not self._lapsed:  # otherwise it is mended when they are back
@@ -278,7 +274,8 @@ class Feed:
         for name in found.gaps:
             self._tell_gap(name, head, self._broken.get(name, head.id))
         self._let_go(found, head.epoch)
-        if at and self._hold is None and self._head().id.number < upto.number:
+        reached = self._head()
+        if at and self._hold is None and reached.epoch == head.epoch and reached.id.number < upto.number:
             self.head = at
 
     def _let_go(self, found: Found, epoch: str) -> None:
@@ -308,6 +305,14 @@ class Feed:
 
     def _head(self) -> Position:
         return position.read(self.head)  # there is one as soon as the bus has been up
+
+    def _place(self) -> Position:
+        return self._head() if self._notice is None else self._notice.at
+
+    @property
+    def newest(self) -> bytes:
+        """The newest position that is known: not the head while all are told of a new epoch."""
+        return self.head if self._notice is None else str(self._notice.at).encode()
 
     # To the carousel.
 
@@ -365,11 +370,12 @@ class Feed:
             self.gaps += len(channel.sinks)
             self._out(channel, Message(b"gap", name, str(at).encode(), b""))
 
-    def tell_gaps(self, names: Iterable[bytes]) -> None:
-        """Tell the subscribers of `names` that something is lacking, here and now."""
+    def tell_gaps(self, names: Iterable[bytes], dawn: Position | None = None) -> None:
+        """Tell the subscribers of `names` that something is lacking, here and now, or that an epoch begins at `dawn`."""
         head = self._head()
-        for name in names:
-            self._tell_gap(name, head, head.id)
+        for name in names:  # those that are everybody's own are the last in the table: who hears that has heard all
+            at = dawn if dawn is not None and name[:1] == b"@" else head
+            self._tell_gap(name, at, at.id)
 
     @property
     def here(self) -> bytes:
@@ -379,12 +385,12 @@ class Feed:
     @property
     def is_steady(self) -> bool:
         """True while a frame with the head's position may go out: no channel lacks something from before it."""
-        return not self._broken or min(id.number for id in self._broken.values()) >= self._head().id.number
+        is_whole = not self._broken or min(id.number for id in self._broken.values()) >= self._head().id.number
+        return is_whole and self._notice is None
 
     def announce(self, name: bytes, op: bytes, members: Iterable[bytes]) -> None:
         """Push an `op` with each of `members` to the subscribers of a channel; only while the feed is steady."""
-        channel = self._table.find(name)
-        if channel is not None:
+        if (channel := self._table.find(name)) is not None:
             for each in members:
                 self._out(channel, Message(op, name, self.head, each))
             self.batch()

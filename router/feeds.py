@@ -14,7 +14,7 @@ from router.carousel import Carousel
 from router.feed import Feed, Joined
 from router.message import Message
 from router.namespaces import personal
-from router.position import Id
+from router.position import Id, Position
 from router.presence import Done as Counted
 from router.replay import PAGE_BYTES_MAX, Entry, Page
 from router.roster import Roster
@@ -80,6 +80,10 @@ class ShardFeed(Feed):
         """The head, as a client is told it."""
         return self._feeds.head
 
+    def tell_gaps(self, names: Iterable[bytes], dawn: Position | None = None) -> None:
+        """See `Feed.tell_gaps`. What the other shards send says meanwhile that this one is where it was, so nothing else does."""
+        super().tell_gaps(names)
+
     def has(self, name: bytes) -> bool:
         """Tell whether a channel is in this shard."""
         return shard_of(name, len(self._feeds.heads)) == self._shard
@@ -129,6 +133,12 @@ class Feeds:
     def head(self) -> bytes:
         """The newest position; b"" where no shard has been reached yet."""
         return b"".join(self.heads) if any(head != NOWHERE for head in self.heads) else b""
+
+    @property
+    def newest(self) -> bytes:
+        """The newest position that is known; b"" as above."""
+        parts = [vector.pack(feed.newest) if feed.newest else NOWHERE for feed in self.shards]
+        return b"".join(parts) if self.head else b""
 
     @property
     def received(self) -> int:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Protocol
 
 from router.carousel import Carousel
+from router.position import Position
 
 GAPS_PER_TURN = 200  # each is a round of the carousel while it is being sent
 
@@ -14,20 +15,24 @@ GAPS_PER_TURN = 200  # each is a round of the carousel while it is being sent
 class Crier(Protocol):
     """The feed, as a notice sees it."""
 
-    def tell_gaps(self, names: Iterable[bytes], /) -> None:
-        """Tell the subscribers of `names`."""
+    def tell_gaps(self, names: Iterable[bytes], dawn: Position, /) -> None:
+        """Tell the subscribers of `names` that an epoch begins at `dawn`."""
 
     def batch(self) -> None:
         """Begin to send."""
 
 
 class Notice:
-    """One notice to all of `names`, through `crier`; then `done` is called. `later` is loop.call_soon."""
+    """One notice, that an epoch begins at `at`, to all of `names`, through `crier`; then `done` is called.
+
+    `later` is loop.call_soon.
+    """
 
     def __init__(
-        self, names: Iterator[bytes], crier: Crier, carousel: Carousel, done: Callable[[], None], *,
+        self, at: Position, names: Iterator[bytes], crier: Crier, carousel: Carousel, done: Callable[[], None], *,
         later: Callable[..., object],
     ) -> None:  # fmt: skip
+        self.at = at
         self._names: Iterator[bytes] | None = names
         self._crier, self._carousel, self._done, self._later = crier, carousel, done, later
 
@@ -41,7 +46,7 @@ class Notice:
             return
         if not self._carousel:
             names = list(islice(self._names, GAPS_PER_TURN))
-            self._crier.tell_gaps(names)
+            self._crier.tell_gaps(names, self.at)
             self._crier.batch()
             if len(names) < GAPS_PER_TURN:
                 self._done()

@@ -106,7 +106,7 @@ def _listeners(feed: Feed, outlets: Outlets) -> Listeners:
         restored=restored,
         lapsed=feed.lapsed,
         rejoined=feed.rejoined,
-        head=lambda: feed.head,
+        head=lambda: feed.newest,
     )
 
 

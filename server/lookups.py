@@ -25,7 +25,7 @@ class Lookups:
     def history(self, channel: str, after: str | None, limit: int, done: Done) -> None:
         """Give `done` at most `limit` messages: those behind the position `after`, or the newest."""
         feed, name = self._feed, channel.encode()
-        head = feed.read(feed.head)
+        head = feed.read(feed.newest)
         try:
             since = behind(after, feed.read(after), head, name)
         except PeerError as error:

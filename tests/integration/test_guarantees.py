@@ -222,6 +222,24 @@ def test_a_redis_that_has_lost_everything_is_told(start_server: Callable[..., Se
         assert (begin.epoch, begin.id.number) == (found.epoch, found.id.number)
 
 
+def test_who_is_cut_off_between_two_gaps_of_a_new_epoch_is_told_again(
+    start_server: Callable[..., Server], valkey: Embedded
+) -> None:
+    """Whatever channel it is told of first: what it was told does not vouch for the others."""
+    server = start_server("--workers", "1", "--redis", valkey.url)
+    with server.joined("reader", "room:a", "room:b") as client:
+        valkey.restart()
+        *gaps, last = [client.expect("gap") for _ in range(3)]
+    assert {gap["channel"] for gap in gaps} == {"room:a", "room:b"}
+    for gap in gaps:
+        with server.joined("reader", "room:a", "room:b", position=gap["position"]) as again:
+            assert again.connected["recovered"] is False
+    after = server.publish("room:b", 1)
+    with server.joined("reader", "room:a", "room:b", position=last["position"]) as again:
+        assert again.connected["recovered"] is True
+        again.expect("message", position=after)
+
+
 def test_presence_forgets_a_worker_that_has_died(start_server: Callable[..., Server]) -> None:
     server = start_server("--workers", "2")
     clients = [server.joined("u0", "room:a")]

@@ -810,6 +810,67 @@ def test_a_name_that_lapses_while_they_are_told(line: Line) -> None:
     assert ops(ears[7], b"@u7") == ["gap", "message"]
 
 
+def test_who_is_cut_off_between_two_gaps_of_a_new_epoch_is_told_again(line: Line) -> None:
+    """What one has been told of vouches for the new epoch no sooner than all has been told."""
+    ear = line.ear("alice", b"room:a", b"room:b")
+    line.publish(b"room:b")
+    line.settle()
+    lost = line.feed.head[:8].decode()
+    line.cut()
+    line.publish(b"room:b")
+    forget(line)
+    line.restore()
+    line.settle()
+    *gaps, last = [(name, at.epoch) for op, name, at in ear.heard if op == "gap"]
+    assert gaps == [(b"room:a", lost), (b"room:b", lost)]
+    assert last == (b"@alice", line.feed.head[:8].decode()), "from here on one may come back to it"
+    assert last[1] != lost
+
+
+def test_nothing_vouches_for_a_new_epoch_while_they_are_told(line: Line) -> None:
+    crowd(line)
+    ear, lost = line.ear("alice", *(b"room:%d" % n for n in range(GAPS_PER_TURN))), line.feed.head[:8]
+    forget(line)
+    line.cut()
+    line.restore()
+    assert {at.epoch for _, _, at in ear.heard} == {lost.decode()}
+    assert (line.feed.here[:8], line.feed.is_steady) == (lost, False)
+    assert line.feed.newest[:8] != lost
+    line.settle()
+    assert (line.feed.here[:8], line.feed.is_steady) == (line.feed.newest[:8], True)
+
+
+def test_a_join_that_finds_a_new_epoch_behind_a_hole_vouches_for_it_no_sooner(line: Line) -> None:
+    """What was missed is lost while it is being read, and the first to know of it is somebody who comes."""
+    ear, lost = line.ear("alice", b"room:a", b"live:a"), line.feed.head[:8].decode()
+    line.cut()
+    line.publish(b"room:a")
+    line.desk.is_prompt = False
+    line.restore()
+    forget(line)
+    line.feed.join([b"room:b"], lambda _began: None)
+    line.settle()
+    line.whisper(b"live:a")
+    line.settle()
+    assert [name for op, name, at in ear.heard if op == "gap" and at.epoch == lost] == [b"room:a", b"live:a"]
+    assert [(op, name) for op, name, at in ear.heard if at.epoch != lost] == [
+        ("gap", b"@alice"),
+        ("message", b"live:a"),
+    ]
+
+
+def test_a_new_epoch_that_was_not_told_to_all_is_known_all_the_same(line: Line) -> None:
+    """The bus says what is known when it connects: a Redis that has lost that epoch too is found out by it."""
+    crowd(line)
+    forget(line)
+    line.cut()
+    line.restore()
+    known = line.feed.newest
+    line.cut()
+    assert line.feed.newest == known
+    assert line.feed.here[:8] != known[:8]
+
+
 def test_a_join_that_finds_a_new_epoch_tells_everybody(line: Line) -> None:
     ear = line.ear("alice", b"room:a")
     before = line.feed.head[:8]
@@ -823,12 +884,14 @@ def test_a_join_that_finds_a_new_epoch_tells_everybody(line: Line) -> None:
 
 
 def test_a_message_of_a_new_epoch_is_behind_the_gap_that_it_brings(line: Line) -> None:
-    """Who has the gap and is cut off before the message gets it by coming back with the position of the gap."""
+    """Who has all gaps and is cut off before the message gets it by coming back with the position of the last one."""
     ear = line.ear("alice", b"room:a")
     forget(line)
     line.publish(b"room:b")
     line.publish(b"room:a")
     line.settle()
-    gap, message = (at for _, name, at in ear.heard if name == b"room:a")
+    (gap,) = (at for op, name, at in ear.heard if (op, name) == ("gap", b"@alice"))
+    (message,) = (at for op, _, at in ear.heard if op == "message")
+    assert [op for op, _, _ in ear.heard] == ["gap", "gap", "message"]
     assert gap.epoch == message.epoch
     assert (gap.id.number, message.id.number) == (1, 2)

@@ -11,6 +11,7 @@ from journals import TEXT
 from router.carousel import Carousel
 from router.feed import Joined
 from router.feeds import Feeds, ShardFeed
+from router.notice import GAPS_PER_TURN
 from router.pipe import Done
 from router.position import Id
 from router.table import Channel, Table
@@ -211,8 +212,29 @@ def test_another_epoch_of_one_shard_is_told_in_its_channels(world: World) -> Non
     assert {name for name, _ in ear.heard} == {room(0), room(0, 1)} | (
         {b"@alice"} if shard_of(b"@alice", SHARDS) == 0 else set()
     )
-    assert {at.parts[0].epoch for _, at in ear.heard} == {"0000000f"}
-    assert {at.parts[1].epoch for _, at in ear.heard} == {"0000000b"}
+    assert {at.parts[0].epoch for _, at in ear.heard} == {"0000000a"}, "they do not vouch for each other"
+    world.message(room(1), 1, 0)
+    assert [part.epoch for part in ear.heard[-1][1].parts[:2]] == ["0000000f", "0000000b"]
+
+
+def test_another_shard_does_not_vouch_for_a_new_epoch_that_is_being_told(world: World) -> None:
+    ear, _began = world.enter("alice", room(0), room(1))
+    for shard in range(SHARDS):
+        world.answer(shard, 0)
+    crowd = [world.enter(f"u{n}", room(0))[0] for n in range(SHARDS * GAPS_PER_TURN * 2)]
+    for shard in range(SHARDS):
+        world.answer(shard, 0)
+    world.feeds.shards[0].lost()
+    world.feeds.shards[0].restored(b"0000000f-2000-0")
+    assert not world.feeds.shards[0].flows
+    world.message(room(1), 1, 0)
+    assert ear.heard[-1][0] == room(1)
+    assert ear.heard[-1][1].parts[0].epoch == "0000000a"
+    while world.later:
+        world.later.popleft()()
+    world.message(room(1), 2, 1)
+    assert ear.heard[-1][1].parts[0].epoch == "0000000f"
+    assert all(each.heard for each in crowd)
 
 
 def test_every_shard_has_its_names_and_no_others(world: World) -> None:

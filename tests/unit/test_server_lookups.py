@@ -22,7 +22,7 @@ class Feed:
 
     def __init__(self, desk: Desk) -> None:
         self.reader = Reader(desk, desk.keys)
-        self.head = desk.now()
+        self.head = self.newest = desk.now()
         self.presence = self
         self.there: dict[str, int] | int | Exception = {}
 
