@@ -133,7 +133,7 @@ class Keys:
         return (b"1", self.clock, fresh_epoch(), epoch, number)
 
     def missed_args(self, name: bytes, after: bytes, messages_max: int, bytes_max: int) -> tuple[bytes, ...]:
-        """Return what follows the script MISSED."""
+        """Return what follows the script MISSED; `after` is a position."""
         keys = (b"3", self._stream + name, self._last + name, self.clock)
         return (*keys, after, b"%d" % messages_max, b"%d" % bytes_max)
 

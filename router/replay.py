@@ -14,7 +14,7 @@ from router import journal
 from router.message import Message
 from router.outcome import Refused
 from router.pipe import Done, Reply, tell
-from router.position import Id, id_of
+from router.position import Id, Position, id_of
 
 log = logging.getLogger("moorage.replay")
 
@@ -88,7 +88,7 @@ class Reader:
         self, name: bytes, epoch: str, after: Id, upto: Id, done: Callable[[Page | Exception], None], *,
         bytes_max: int = PAGE_BYTES_MAX,
     ) -> None:  # fmt: skip
-        """Give `done` the page of `name` behind `after`, of which all up to `upto` is certain to be in Redis.
+        """Give `done` the page of `name` behind `after`, of which all up to `upto` was in Redis while it was in that `epoch`.
 
         Those who ask for the same page while it is under way, or shortly after, share one read.
         """
@@ -112,7 +112,7 @@ class Reader:
             for each in self._asked.pop(key):
                 tell(each, page if page is not None else _fault(reply))
 
-        args = self._keys.missed_args(name, bytes(after), PAGE_MESSAGES_MAX, bytes_max)
+        args = self._keys.missed_args(name, str(Position(epoch, after)).encode(), PAGE_MESSAGES_MAX, bytes_max)
         self._bus.ask((b"EVALSHA", journal.MISSED_SHA, *args), answered)
 
     def newest(

@@ -112,9 +112,9 @@ def test_all_keys_have_the_prefix() -> None:
     assert args[4:6] == [b"10", b"60"]
     assert args[-2:] == [b"chat:room:a", b",m"]
     assert keys.now_args(None)[:2] == (b"1", b"chat:$clock")
-    count, *args = keys.missed_args(b"room:a", b"1-2", 100, 1000)
+    count, *args = keys.missed_args(b"room:a", b"0123abcd-1-2", 100, 1000)
     assert (count, args[:3]) == (b"3", [b"chat:$stream:room:a", b"chat:$last:room:a", b"chat:$clock"])
-    assert args[3:] == [b"1-2", b"100", b"1000"]
+    assert args[3:] == [b"0123abcd-1-2", b"100", b"1000"]
 
 
 def test_what_is_known_goes_along_with_a_look_at_the_clock() -> None:

@@ -80,6 +80,26 @@ def test_a_peer_that_reads_slowly_costs_a_page_and_gets_all(hall: Hall) -> None:
     assert guest.numbers() == sent
 
 
+def test_data_that_are_lost_on_the_way_are_a_gap_and_what_is_new_comes_once(hall: Hall) -> None:
+    """The same number is another message in another epoch: what is read goes on in the one in which it began, or ends."""
+    since, big = hall.desk.place(), b'"%b"' % (b"x" * 60_000)
+    sent = [number(hall.desk.publish(b"room:a", big)) for _ in range(30)]
+    guest = hall.open("alice")
+    come_back(hall, guest, since, b"room:a")
+    hall.settle()
+    hall.desk.client.flushall()
+    new = [live(hall, guest, b"room:a") for _ in range(3)]
+    while hall.catchup:
+        hall.work()
+        guest.read(10_000)
+    hall.settle(guest)
+    heard = [(each["op"], each["position"].partition("-")[0]) for each in guest.heard()[1:]]
+    had = heard.index(("gap", since.epoch))
+    assert 0 < had < len(sent)
+    assert guest.numbers() == sent[:had] + new
+    assert heard[had + 1 :] == [("message", hall.desk.place().epoch)] * 3
+
+
 def test_peers_that_do_not_read_hold_up_nobody(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catchup, "ACTIVE_MAX", 2)
     since, big = hall.desk.place(), b'"%b"' % (b"x" * 60_000)
