@@ -6,6 +6,7 @@ much a message as a call each, and this worker one answer instead of many.
 
 from __future__ import annotations
 
+from router import position
 from router.journal import Keys, Retention
 from router.outcome import Refused
 from router.pipe import Done, Pipe, Reply, pack
@@ -100,7 +101,7 @@ class Publisher:
     def _send(self, pipe: Pipe, batch: Batch) -> None:
         def answered(reply: Reply) -> None:
             if isinstance(reply, list):
-                self.newest = next((each for each in reversed(reply) if isinstance(each, bytes)), self.newest)
+                self._note(batch, [each for each in reply if isinstance(each, bytes)])
                 if self._forgotten:
                     self._give_up("NOSCRIPT, and later ones have been published since")
             elif isinstance(reply, Refused) and str(reply).startswith("NOSCRIPT"):
@@ -109,6 +110,14 @@ class Publisher:
             self._tell(batch, reply)
 
         pipe.send(batch, answered)
+
+    def _note(self, batch: Batch, positions: list[bytes]) -> None:
+        """Keep the newest; what has an idempotency key may have been published long ago."""
+        _, is_once = batch.kept
+        if is_once:
+            self.newest = max([self.newest, *positions], key=position.order)
+        elif positions:
+            self.newest = positions[-1]
 
     def _tell(self, batch: Batch, reply: Reply) -> None:
         self._waiting -= len(batch)

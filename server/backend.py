@@ -58,7 +58,7 @@ class Backend:
         self._numbers = count(1)
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
         self._presence_max = presence_max
-        self._newest: dict[journal.Keys, position.Position | None] = {}  # of what was answered here
+        self._newest: dict[journal.Keys, position.Position] = {}  # of what was answered here
 
     async def publish(
         self, channels: tuple[str, ...], data: bytes, idempotency: str | None, field: str
@@ -95,7 +95,10 @@ class Backend:
         (found,) = await ask("EVAL", keys.dialect.publishing, *args)
         if isinstance(found, Exception):  # of one message: a list of answers is none itself
             raise Refused(str(found))
-        at = self._newest[keys] = position.parse(found)
+        at = position.parse(found)
+        known = self._newest.get(keys)
+        if at is not None and (known is None or at.id > known.id or not once):  # a key may be that of an old message
+            self._newest[keys] = at
         return str(vector.nowhere(len(self._keys)).at(name.encode(), at)) if at else None
 
     async def _look(self, ask: clients.Ask, channels: tuple[str, ...]) -> None:

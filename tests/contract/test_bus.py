@@ -216,6 +216,23 @@ async def test_a_lower_number_than_was_given_to_a_publisher_begins_an_epoch(stat
     assert position[:8] != promised[:8]
 
 
+async def test_a_message_that_had_been_published_takes_back_nothing_of_what_was_promised(
+    station: Station, outside: Client
+) -> None:
+    """The answer to an idempotency key that is known is an old position, also together with a new one."""
+    first = await station.publish(b"room:a", once=b"alice:1")
+    for _ in range(8):
+        await station.publish(b"room:a")
+    answers = [station.publish_nowait(b"room:a", once=once) for once in (b"alice:2", b"alice:1")]
+    promised, again = await asyncio.gather(*answers)
+    assert again == first
+    set_back(outside, station, 9)
+    position = await station.join(b"room:b")
+    assert isinstance(position, bytes)
+    assert isinstance(promised, bytes)
+    assert position[:8] != promised[:8]
+
+
 async def test_the_newer_of_what_was_seen_and_promised_counts(station: Station, outside: Client) -> None:
     for _ in range(10):
         promised = await station.publish(b"room:a")

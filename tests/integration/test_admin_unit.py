@@ -140,6 +140,18 @@ async def test_behind_a_failover_a_publish_begins_a_span_of_numbers(port: Port) 
     assert (old.id.number < 10**10, new.id.number) == (True, 10**10 + 1)
 
 
+async def test_a_message_that_had_been_published_takes_back_nothing_of_what_is_known(port: Port) -> None:
+    """Redis loses what was answered last; what was answered last of all is the old position of a key that is known."""
+    once = {"channel": "room:a", "data": 1, "idempotency": "k"}
+    _, first = await port.ask("POST", "/api/publish", once)
+    clock = await port.redis.execute_command("HGET", f"{PREFIX}$clock", "number")  # type: ignore[no-untyped-call]
+    _, lost = await port.ask("POST", "/api/publish", {"channel": "room:a", "data": 2})
+    assert await port.ask("POST", "/api/publish", once) == (200, first)
+    await port.redis.execute_command("HSET", f"{PREFIX}$clock", "number", clock)  # type: ignore[no-untyped-call]
+    _, behind = await port.ask("POST", "/api/publish", {"channel": "room:a", "data": 3})
+    assert behind["position"][:8] != lost["position"][:8], "another epoch"
+
+
 async def test_publishes_at_the_same_time_wait_for_one_another(port: Port) -> None:
     asked = [port.ask("POST", "/api/publish", {"channel": "room:a", "data": i}) for i in range(60)]
     answers = await asyncio.gather(*asked)
