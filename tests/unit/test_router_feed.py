@@ -352,6 +352,23 @@ def test_a_live_only_message_does_not_go_back_behind_a_beginning(line: Line) -> 
     assert [(op, at.id.number) for op, _, at in ear.heard] == [("message", 3)]
 
 
+def test_another_master_whose_clock_is_behind_is_not_silence(line: Line) -> None:
+    """Numbers alone say what is later: the time that was told last has not reached the one that has taken over."""
+    ear = line.ear("alice", b"room:a")
+    line.publish(b"room:a")
+    line.settle()
+    line.desk.client.hset("test:$clock", "ms", ear.heard[-1][2].id.ms + 60_000)
+    line.ear("bob")
+    assert line.feed.head == line.desk.now()
+    line.cut()
+    line.desk.client.hset("test:$clock", mapping={"ms": ear.heard[-1][2].id.ms, "run": "0" * 40})
+    line.desk.now()
+    line.publish(b"room:a")
+    line.restore()
+    line.settle()
+    assert ops(ear, b"room:a") == ["message", "gap"]
+
+
 def test_another_epoch_is_a_gap_on_every_channel(line: Line) -> None:
     ear = line.ear("alice", b"room:a", b"room:b")
     line.publish(b"room:a")
