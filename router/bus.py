@@ -283,12 +283,7 @@ class Bus:
 
     def _now_args(self) -> tuple[bytes, ...]:
         """The newest position that was seen or given out goes along, so that a Redis that has lost data is found out."""
-        seen, published = position.parse(self._on.head()), position.parse(self._durable.newest)
-        if published is not None and (
-            seen is None or (seen.epoch == published.epoch and seen.id.number < published.id.number)
-        ):
-            seen = published
-        return self._keys.now_args(seen)
+        return self._keys.now_args(position.parse(max(self._on.head(), self._durable.newest, key=position.order)))
 
     # The pipes.
 

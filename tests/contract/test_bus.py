@@ -244,6 +244,24 @@ async def test_the_newer_of_what_was_seen_and_promised_counts(station: Station, 
     assert position[:8] != promised[:8]
 
 
+async def test_what_was_promised_in_a_newer_epoch_than_was_seen_counts(station: Station, outside: Client) -> None:
+    """A worker that nobody has come to since has seen no message of it."""
+    seen = await station.publish(b"room:a")
+    assert isinstance(seen, bytes)
+    station.head = seen
+    outside.flushall()
+    begin = await station.join(b"room:b")
+    for _ in range(10):
+        promised = await station.publish(b"room:a")
+    assert isinstance(begin, bytes)
+    assert isinstance(promised, bytes)
+    assert seen[:8] != begin[:8] == promised[:8]
+    set_back(outside, station, 9)
+    position = await station.join(b"room:c")
+    assert isinstance(position, bytes)
+    assert position[:8] != promised[:8]
+
+
 @pytest.mark.parametrize("head", [b"", b"nonsense", b"00000000-1-99999999"])
 async def test_what_says_nothing_about_this_epoch_begins_none(station: Station, head: bytes) -> None:
     station.head = head
