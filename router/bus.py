@@ -283,7 +283,7 @@ class Bus:
 
     def _now_args(self) -> tuple[bytes, ...]:
         """The newest position that was seen or given out goes along, so that a Redis that has lost data is found out."""
-        return self._keys.now_args(position.parse(max(self._on.head(), self._durable.newest, key=position.order)))
+        return self._keys.now_args(position.parse(position.later(self._on.head(), self._durable.newest)))
 
     # The pipes.
 

@@ -79,10 +79,17 @@ def parse(text: str | bytes | None) -> Position | None:
     return Position(epoch, id, Behind(name, behind)) if behind.number <= id.number else None
 
 
-def order(text: bytes) -> Id:
-    """Return what puts positions in the order in which they were given out: time never runs backwards in an epoch."""
-    found = parse(text)
-    return START if found is None else found.id
+def later(one: bytes, other: bytes) -> bytes:
+    """Return the position that was given out later: of one epoch that with the higher number, of two that with the later time.
+
+    In one epoch the time says nothing, because another master's clock may be behind. What is no position is the earlier one.
+    """
+    first, second = parse(one), parse(other)
+    if first is None or second is None:
+        return other if first is None else one
+    if first.epoch == second.epoch:
+        return other if second.id.number > first.id.number else one
+    return other if second.id.ms > first.id.ms else one
 
 
 def read(text: bytes) -> Position:

@@ -6,6 +6,8 @@ much a message as a call each, and this worker one answer instead of many.
 
 from __future__ import annotations
 
+from functools import reduce
+
 from router import position
 from router.journal import Keys, Retention
 from router.outcome import Refused
@@ -115,7 +117,7 @@ class Publisher:
         """Keep the newest; what has an idempotency key may have been published long ago."""
         _, is_once = batch.kept
         if is_once:
-            self.newest = max([self.newest, *positions], key=position.order)
+            self.newest = reduce(position.later, positions, self.newest)
         elif positions:
             self.newest = positions[-1]
 

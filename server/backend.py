@@ -58,7 +58,7 @@ class Backend:
         self._numbers = count(1)
         self._questions = asyncio.Semaphore(QUESTIONS_MAX)
         self._presence_max = presence_max
-        self._newest: dict[journal.Keys, position.Position] = {}  # of what was answered here
+        self._newest: dict[journal.Keys, bytes] = {}  # of the positions that were answered here
 
     async def publish(
         self, channels: tuple[str, ...], data: bytes, idempotency: str | None, field: str
@@ -96,15 +96,14 @@ class Backend:
         if isinstance(found, Exception):  # of one message: a list of answers is none itself
             raise Refused(str(found))
         at = position.parse(found)
-        known = self._newest.get(keys)
-        if at is not None and (known is None or at.id > known.id or not once):  # a key may be that of an old message
-            self._newest[keys] = at
+        # What has a key may have been published long ago.
+        self._newest[keys] = position.later(self._newest.get(keys, b""), found) if once else found
         return str(vector.nowhere(len(self._keys)).at(name.encode(), at)) if at else None
 
     async def _look(self, ask: clients.Ask, channels: tuple[str, ...]) -> None:
         """Look where the stream is, before anything is numbered: another master has to begin a span (now.lua)."""
         for keys in {self._keys_of(name.encode()) for name in channels if self._namespaces.of(name).durable}:
-            await ask("EVAL", keys.dialect.now, *keys.now_args(self._newest.get(keys)))
+            await ask("EVAL", keys.dialect.now, *keys.now_args(position.parse(self._newest.get(keys))))
 
     async def history(self, channel: str, after: str | None, limit: int) -> bytes:
         """Return at most `limit` messages, those behind the position `after` or the newest, and where they end.
@@ -124,7 +123,9 @@ class Backend:
 
     async def _head(self, ask: clients.Ask, name: bytes) -> Vector:
         """Return where the stream is now; of the shards where `name` is not, those that answer."""
-        asked = [ask("EVAL", keys.dialect.now, *keys.now_args(self._newest.get(keys))) for keys in self._keys]
+        asked = [
+            ask("EVAL", keys.dialect.now, *keys.now_args(position.parse(self._newest.get(keys)))) for keys in self._keys
+        ]
         found = await asyncio.gather(*asked, return_exceptions=len(asked) > 1)
         own = found[shard_of(name, len(found))]
         if isinstance(own, BaseException):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.outcome import Refused
-from router.position import Behind, Id, Position, id_of, parse, read
+from router.position import Behind, Id, Position, id_of, later, parse, read
 
 IDS = st.builds(Id, st.integers(0, 10**15 - 1), st.integers(0, 10**18 - 1))
 EPOCHS = st.integers(0, 2**32 - 1).map("{:08x}".format)
@@ -85,3 +85,18 @@ def test_what_is_no_position_in_redis_is_refused(text: bytes) -> None:
     assert read(b"0123abcd-17-4") == Position("0123abcd", Id(17, 4))
     with pytest.raises(Refused, match=re.escape(f"its $clock holds no position of ours: {text!r}")):
         read(text)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "latest"),
+    [
+        (b"", b"0000000a-1-1"),
+        (b"nonsense", b"0000000a-1-1"),
+        (b"0000000a-5-1", b"0000000a-5-2"),
+        (b"0000000a-9-1", b"0000000a-5-2"),  # another master, whose clock is behind
+        (b"0000000a-5-9", b"0000000b-6-1"),
+        (b"0000000b-5-9", b"0000000a-6-1"),
+    ],
+)
+def test_which_was_given_out_later(earlier: bytes, latest: bytes) -> None:
+    assert later(earlier, latest) == later(latest, earlier) == latest
