@@ -179,7 +179,7 @@ class Feed:
         self._heal()
         if broken:  # those that begin before the head: it says nothing of them when the bus is back
             head = self._place().id
-            self._broken = {name: id for name, id in broken.items() if id.number < head.number}
+            self._broken = {name: id for name, id in broken.items() if id < head}
         for join in hold.joins() if hold is not None else ():
             join.enter(False)
         for follower in self.followers:
@@ -195,7 +195,7 @@ class Feed:
         if after is None or self._notice is not None or str(upto).encode()[:8] != self._epoch:
             self._broken.clear()
             self._begin_epoch(upto)
-        elif after.id.number < upto.id.number or self._broken:
+        elif after.id < upto.id or self._broken:
             self._all_broken = True
             self._begin_hold(upto.id)
             self._mend()
@@ -275,7 +275,7 @@ class Feed:
             self._tell_gap(name, head, self._broken.get(name, head.id))
         self._let_go(found, head.epoch)
         reached = self._head()
-        if at and self._hold is None and reached.epoch == head.epoch and reached.id.number < upto.number:
+        if at and self._hold is None and reached.epoch == head.epoch and reached.id < upto:
             self.head = at
 
     def _let_go(self, found: Found, epoch: str) -> None:
@@ -354,7 +354,7 @@ class Feed:
         head, id = self._head(), position.id_of(message.id)
         if channel is not None:
             channel.last = message.id
-        if id.number < head.id.number:  # the others have gone on
+        if id < head.id:  # the others have gone on
             message = message._replace(position=str(head.but(message.channel, id)).encode())
         else:
             self.head = message.position
@@ -365,7 +365,7 @@ class Feed:
         """Tell the subscribers of `name`, where the stream is at `head`, that something is lacking behind `after`."""
         channel = self._table.find(name) if self.is_durable(name) else None
         if channel is not None:
-            at = head if after.number >= head.id.number else head.but(name, after)
+            at = head if after >= head.id else head.but(name, after)
             channel.last = b""
             self.gaps += len(channel.sinks)
             self._out(channel, Message(b"gap", name, str(at).encode(), b""))
@@ -385,7 +385,7 @@ class Feed:
     @property
     def is_steady(self) -> bool:
         """True while a frame with the head's position may go out: no channel lacks something from before it."""
-        is_whole = not self._broken or min(id.number for id in self._broken.values()) >= self._head().id.number
+        is_whole = not self._broken or min(self._broken.values()) >= self._head().id
         return is_whole and self._notice is None
 
     def announce(self, name: bytes, op: bytes, members: Iterable[bytes]) -> None:

@@ -20,10 +20,26 @@ _FORM = re.compile(r"([0-9a-f]{8})-(\d{1,15})-(\d{1,18})(?:~([A-Za-z0-9_-]{2,340
 
 
 class Id(NamedTuple):
-    """The id of a message in the streams of Redis. `number` alone gives the order."""
+    """The id of a message in the streams of Redis.
+
+    `number` alone gives the order of an epoch: the time in an id may be that of a look at the clock, and a master that takes over
+    may have a clock that is behind.
+    """
 
     ms: int
     number: int
+
+    def __lt__(self, other: tuple[int, ...]) -> bool:
+        return self.number < other[1]
+
+    def __gt__(self, other: tuple[int, ...]) -> bool:
+        return self.number > other[1]
+
+    def __le__(self, other: tuple[int, ...]) -> bool:
+        return self.number <= other[1]
+
+    def __ge__(self, other: tuple[int, ...]) -> bool:
+        return self.number >= other[1]
 
     def __bytes__(self) -> bytes:
         return b"%d-%d" % self
@@ -82,13 +98,13 @@ def parse(text: str | bytes | None) -> Position | None:
 def later(one: bytes, other: bytes) -> bytes:
     """Return the position that was given out later: of one epoch that with the higher number, of two that with the later time.
 
-    In one epoch the time says nothing, because another master's clock may be behind. What is no position is the earlier one.
+    What is no position is the earlier one.
     """
     first, second = parse(one), parse(other)
     if first is None or second is None:
         return other if first is None else one
     if first.epoch == second.epoch:
-        return other if second.id.number > first.id.number else one
+        return other if second.id > first.id else one
     return other if second.id.ms > first.id.ms else one
 
 

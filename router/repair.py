@@ -66,7 +66,7 @@ class Repair:
     def _lasts(self, chunk: dict[bytes, Id], lasts: list[Id | None] | Exception) -> None:
         if not isinstance(lasts, Exception):
             for (name, after), last in zip(chunk.items(), lasts, strict=True):
-                if last is not None and last.number > after.number:
+                if last is not None and last > after:
                     self._starts[name] = after
         elif self._is_lost(lasts):
             return

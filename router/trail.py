@@ -60,7 +60,7 @@ class Trail:
             shard = shard_of(name, count)
             if shard in stale:
                 self.gaps.append(name)
-            elif since.of(name).number < upto.parts[shard].id.number:
+            elif since.of(name) < upto.parts[shard].id:
                 behind.setdefault(shard, {})[name] = since.of(name)
         for shard in {shard_of(name, count) for name in self.gaps}:
             since = since.having(shard, upto.parts[shard])
@@ -141,7 +141,7 @@ class Trail:
         for message in found:
             id, behind = id_of(message.id), b""
             at = message.position
-            if id.number < leg.since.id.number:  # of the one channel that is behind: the others are not
+            if id < leg.since.id:  # of the one channel that is behind: the others are not
                 at, _, behind = str(leg.since.but(message.channel, id)).encode().partition(b"~")
             if packed is not None:
                 packed[leg.shard] = vector.pack(at)
@@ -152,4 +152,4 @@ class Trail:
 
 def leads(since: Position, upto: Position) -> bool:
     """Tell whether one can go on from `since`, where the stream is at `upto`."""
-    return since.epoch == upto.epoch and since.id.number <= upto.id.number
+    return since.epoch == upto.epoch and since.id <= upto.id

@@ -91,7 +91,7 @@ def _with_behind(parts: list[Position], behind: str) -> Vector | None:
         return None
     channel, id = probe.behind
     shard = shard_of(channel, len(parts))
-    if id.number > parts[shard].id.number:
+    if id > parts[shard].id:
         return None
     parts[shard] = parts[shard].but(channel, id)
     return Vector(tuple(parts))

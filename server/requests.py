@@ -219,7 +219,7 @@ class Requests:
         answer = {"op": "subscribed", "id": request.id, "channel": request.channel}
         # Of another epoch, the same number is another message.
         since_id = asked.of(name) if asked and at and leads(asked.part(name), at.part(name)) else None
-        if is_durable and at and since_id is not None and since_id.number < at.part(name).id.number and not known:
+        if is_durable and at and since_id is not None and since_id < at.part(name).id and not known:
             upto = at.part(name)
             missed = Missed(house.feed.reader, upto.epoch, {name: since_id}, upto.id)
 

@@ -100,3 +100,14 @@ def test_what_is_no_position_in_redis_is_refused(text: bytes) -> None:
 )
 def test_which_was_given_out_later(earlier: bytes, latest: bytes) -> None:
     assert later(earlier, latest) == later(latest, earlier) == latest
+
+
+@given(IDS, IDS)
+def test_numbers_alone_give_the_order_of_ids(one: Id, other: Id) -> None:
+    assert (one < other, one <= other, one > other, one >= other) == (
+        one.number < other.number,
+        one.number <= other.number,
+        one.number > other.number,
+        one.number >= other.number,
+    )
+    assert max(one, other).number == max(one.number, other.number)
