@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode
 
 from router import vector
-from router.position import Id
 from router.vector import Vector
 
 Json = dict[str, Any]
@@ -25,8 +24,17 @@ Address = tuple[str, int]
 
 DEADLINE_SECONDS = 25.0
 BYTES_MAX = 1 << 20  # of a line
-GAP = Id(-1, -1)  # in the list of what a subscriber heard on a channel
 CATCH_UP_SECONDS = 25.0
+
+
+class Stamp(NamedTuple):
+    """The id of a message, ordered by time first: over epochs, numbers are given out again."""
+
+    ms: int
+    number: int
+
+
+GAP = Stamp(-1, -1)  # in the list of what a subscriber heard on a channel
 
 
 class Sites(NamedTuple):
@@ -41,6 +49,10 @@ class Sites(NamedTuple):
         found = vector.parse(text, self.shards)
         assert found is not None, f"no position: {text!r}"
         return found
+
+    def stamp(self, text: str, channel: str) -> Stamp:
+        """Return where a position is on one channel."""
+        return Stamp(*self.read(text).of(channel.encode()))
 
 
 class Answered(NamedTuple):
@@ -62,7 +74,7 @@ class Publisher:
         self, name: str, sites: Sites, channels: Sequence[str], rng: random.Random, *, persistent: bool
     ) -> None:
         self.name = name
-        self.answered: dict[Answered, Id] = {}
+        self.answered: dict[Answered, Stamp] = {}
         self.perhaps: set[Answered] = set()
         self.stopping = False
         self._sites, self._channels, self._rng, self._persistent = sites, channels, rng, persistent
@@ -120,7 +132,7 @@ class Publisher:
             writer.write(_line(request))
             answer = await _until(reader, lambda answer: answer.get("id") == request["id"])
             if answer["op"] == "published":
-                self.answered[message] = self._sites.read(answer["position"]).of(message.channel.encode())
+                self.answered[message] = self._sites.stamp(answer["position"], message.channel)
                 self.perhaps.discard(message)
                 return
             assert answer["code"] in (3005, 3006), answer
@@ -133,7 +145,7 @@ class Publisher:
                 return
             self.perhaps.add(message)
 
-    async def say_last(self, channel: str) -> Id:
+    async def say_last(self, channel: str) -> Stamp:
         """Publish until one message is answered, and return its id."""
         before = len(self.answered)
         while len(self.answered) == before:
@@ -153,16 +165,16 @@ class Subscriber:
     def __init__(self, name: str, sites: Sites, channels: Sequence[str], rng: random.Random) -> None:
         self.name = name
         self.channels = channels
-        self.heard: dict[str, list[Id]] = {channel: [] for channel in channels}  # ids, and GAPs among them
-        self.messages: dict[tuple[str, Id], tuple[str, int]] = {}  # channel, id -> publisher, serial
-        self.begins: dict[str, Id] = {}
+        self.heard: dict[str, list[Stamp]] = {channel: [] for channel in channels}  # ids, and GAPs among them
+        self.messages: dict[tuple[str, Stamp], tuple[str, int]] = {}  # channel, id -> publisher, serial
+        self.begins: dict[str, Stamp] = {}
         self.faults: list[str] = []
         self.connections = 0
         self.recovered = 0
         self.settled = False  # no more cuts
         self._sites, self._rng = sites, rng
         self._position: str | None = None
-        self._reached: dict[str, Id] = {}
+        self._reached: dict[str, Stamp] = {}
         self._late: str | None = None  # a channel that is subscribed to only after the greeting
         self._since: str | None = None  # and the position that it goes on from
 
@@ -225,8 +237,8 @@ class Subscriber:
         self.messages[channel, id] = (event["data"]["publisher"], event["data"]["serial"])
         self._keep(event["position"])
 
-    def _of(self, text: str, channel: str) -> Id:
-        return self._sites.read(text).of(channel.encode())
+    def _of(self, text: str, channel: str) -> Stamp:
+        return self._sites.stamp(text, channel)
 
     def _keep(self, text: str) -> None:
         """Keep a position; on one connection none of its channels ever goes back."""
@@ -332,11 +344,11 @@ class Account:
         self._subscribers = subscribers
         self._by_id = {(message.channel, id): message for message, id in self.answered.items()}
 
-    def faults(self, upto: dict[str, Id]) -> list[str]:
+    def faults(self, upto: dict[str, Stamp]) -> list[str]:
         """Return everything that is wrong, of the messages up to an id in each channel."""
         return [fault for each in self._subscribers for fault in (*each.faults, *self._faults_of(each, upto))]
 
-    def _faults_of(self, subscriber: Subscriber, upto: dict[str, Id]) -> Iterator[str]:
+    def _faults_of(self, subscriber: Subscriber, upto: dict[str, Stamp]) -> Iterator[str]:
         for at, (publisher, serial) in subscriber.messages.items():
             meant = self._by_id.get(at)
             if meant is not None and meant != (at[0], publisher, serial):
@@ -363,7 +375,7 @@ class Account:
         )
 
 
-def _is_told(heard: list[Id], id: Id, *, late: bool) -> bool:
+def _is_told(heard: list[Stamp], id: Stamp, *, late: bool) -> bool:
     """True when a gap lies between what was heard before `id` and what was heard behind it; `late`: or later."""
     gap_since = False
     if late:
@@ -426,7 +438,7 @@ async def account(
     return found
 
 
-async def _settle(subscribers: list[Subscriber], upto: dict[str, Id]) -> list[str]:
+async def _settle(subscribers: list[Subscriber], upto: dict[str, Stamp]) -> list[str]:
     """Wait until everybody has heard the last message of each channel, or of a gap behind what it heard."""
     lacking: list[str] = []
     until = time.monotonic() + CATCH_UP_SECONDS

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from accounting import Answered, Id, Sites, account
+from accounting import Answered, Sites, Stamp, account
 from harness import Server
 from quorum import Quorum, needs_redis_server
 
@@ -49,7 +49,7 @@ class Failovers:
         self.done.append(f"{before} killed, followed by {self._quorum.wait_moved(before)}")
         return before
 
-    def lost(self, answered: Mapping[Answered, Id]) -> set[Answered]:
+    def lost(self, answered: Mapping[Answered, Stamp]) -> set[Answered]:
         """Return what was answered and is not there any more."""
         master = self._quorum.client(self._quorum.master_port())
         kept = {channel: {id for id, _ in master.xrange(f"moorage:$stream:{channel}")} for channel in CHANNELS}
