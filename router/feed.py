@@ -101,7 +101,8 @@ class Feed:
 
     def names(self) -> Iterable[bytes]:
         """Every name that the bus has to be subscribed to."""
-        return [*self._mine(), *self._entering]
+        yield from self._mine()
+        yield from list(self._entering)
 
     def join(self, names: Sequence[bytes], done: Joined) -> None:
         """Subscribe `names`; what arrives behind `done` is behind the position that it gets, what came before is not.
@@ -119,7 +120,7 @@ class Feed:
         self._entering.update(names)
 
         def enter(in_order: bool) -> None:
-            self._joined(names, done, began) if in_order else self._enter(names, done, None)
+            self._joined(names, done, began if in_order else None)
             self._entering.subtract(names)
             self._entering += Counter()  # drops what is zero
             self.bus.leave(names)
@@ -307,7 +308,7 @@ class Feed:
         return position.read(self.head)  # there is one as soon as the bus has been up
 
     def _place(self) -> Position:
-        return self._head() if self._notice is None else self._notice.at
+        return position.read(self.newest)
 
     @property
     def newest(self) -> bytes:
@@ -385,8 +386,7 @@ class Feed:
     @property
     def is_steady(self) -> bool:
         """True while a frame with the head's position may go out: no channel lacks something from before it."""
-        is_whole = not self._broken or min(self._broken.values()) >= self._head().id
-        return is_whole and self._notice is None
+        return self._notice is None and not any(id < self._head().id for id in self._broken.values())
 
     def announce(self, name: bytes, op: bytes, members: Iterable[bytes]) -> None:
         """Push an `op` with each of `members` to the subscribers of a channel; only while the feed is steady."""

@@ -103,7 +103,7 @@ class Backend:
     async def _look(self, ask: clients.Ask, channels: tuple[str, ...]) -> None:
         """Look where the stream is, before anything is numbered: another master has to begin a span (now.lua)."""
         for keys in {self._keys_of(name.encode()) for name in channels if self._namespaces.of(name).durable}:
-            await ask("EVAL", keys.dialect.now, *keys.now_args(position.parse(self._newest.get(keys))))
+            await self._now(ask, keys)
 
     async def history(self, channel: str, after: str | None, limit: int) -> bytes:
         """Return at most `limit` messages, those behind the position `after` or the newest, and where they end.
@@ -121,11 +121,15 @@ class Backend:
             reply = await ask(*newest_command(self._keys_of(name), name, since, limit))
         return history_members(newest_entries(name, head.part(name).epoch, since, reply), after, head)
 
+    async def _now(self, ask: clients.Ask, keys: journal.Keys) -> bytes:
+        """Return where one clock stands, told what is known of it."""
+        known = position.parse(self._newest.get(keys))
+        found: bytes = await ask("EVAL", keys.dialect.now, *keys.now_args(known))
+        return found
+
     async def _head(self, ask: clients.Ask, name: bytes) -> Vector:
         """Return where the stream is now; of the shards where `name` is not, those that answer."""
-        asked = [
-            ask("EVAL", keys.dialect.now, *keys.now_args(position.parse(self._newest.get(keys)))) for keys in self._keys
-        ]
+        asked = [self._now(ask, keys) for keys in self._keys]
         found = await asyncio.gather(*asked, return_exceptions=len(asked) > 1)
         own = found[shard_of(name, len(found))]
         if isinstance(own, BaseException):

@@ -89,8 +89,8 @@ class Walk(RuleBasedStateMachine):
                 workers.add(scout.connected["session"].rpartition("-")[0])
 
     def teardown(self) -> None:
-        for each in (*self.visitors, Visitor(self.speaker)):
-            each.client.close()
+        for client in (self.speaker, *(visitor.client for visitor in self.visitors)):
+            client.close()
 
     # What the books say.
 

@@ -63,38 +63,43 @@ def test_what_was_missed_then_what_is_new(hall: Hall) -> None:
     assert (hall.stats.backlogged_connections, hall.stats.backlog_bytes) == (0, 0)
 
 
-def test_a_peer_that_reads_slowly_costs_a_page_and_gets_all(hall: Hall) -> None:
+def far_behind(hall: Hall) -> tuple[Guest, list[int]]:
+    """Return somebody who has come back and not read yet what is sent, and the numbers of what was missed, which is much."""
     since, big = hall.desk.place(), b'"%b"' % (b"x" * 60_000)
     sent = [number(hall.desk.publish(b"room:a", big)) for _ in range(30)]
     guest = hall.open("alice")
     come_back(hall, guest, since, b"room:a")
     hall.settle()
-    reads = hall.feed.reader.reads
-    assert hall.stats.backlog_bytes < 400_000
-    hall.settle()
-    assert hall.feed.reader.reads == reads, "nothing is read for a peer that does not"
+    return guest, sent
+
+
+def read_slowly(hall: Hall, guest: Guest) -> None:
+    """Read until everything has come."""
     while hall.catchup:
         hall.work()
         guest.read(10_000)
     hall.settle(guest)
+
+
+def test_a_peer_that_reads_slowly_costs_a_page_and_gets_all(hall: Hall) -> None:
+    guest, sent = far_behind(hall)
+    reads = hall.feed.reader.reads
+    assert hall.stats.backlog_bytes < 400_000
+    hall.settle()
+    assert hall.feed.reader.reads == reads, "nothing is read for a peer that does not"
+    read_slowly(hall, guest)
     assert guest.numbers() == sent
 
 
 def test_data_that_are_lost_on_the_way_are_a_gap_and_what_is_new_comes_once(hall: Hall) -> None:
     """The same number is another message in another epoch: what is read goes on in the one in which it began, or ends."""
-    since, big = hall.desk.place(), b'"%b"' % (b"x" * 60_000)
-    sent = [number(hall.desk.publish(b"room:a", big)) for _ in range(30)]
-    guest = hall.open("alice")
-    come_back(hall, guest, since, b"room:a")
-    hall.settle()
+    epoch = hall.desk.place().epoch
+    guest, sent = far_behind(hall)
     hall.desk.client.flushall()
     new = [live(hall, guest, b"room:a") for _ in range(3)]
-    while hall.catchup:
-        hall.work()
-        guest.read(10_000)
-    hall.settle(guest)
+    read_slowly(hall, guest)
     heard = [(each["op"], each["position"].partition("-")[0]) for each in guest.heard()[1:]]
-    had = heard.index(("gap", since.epoch))
+    had = heard.index(("gap", epoch))
     assert 0 < had < len(sent)
     assert guest.numbers() == sent[:had] + new
     assert heard[had + 1 :] == [("message", hall.desk.place().epoch)] * 3
