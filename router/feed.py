@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ from router import journal, position, vector
 from router.bus import Bus
 from router.carousel import Carousel
 from router.hold import LATER, Hold, Item, Join, Payload
+from router.holes import Holes
 from router.message import Message
 from router.notice import Notice
-from router.position import START, Id, Position
+from router.position import Id, Position
 from router.presence import Presence
 from router.repair import Found, Repair
 from router.replay import Reader
@@ -76,10 +77,7 @@ class Feed:
     def _heal(self) -> None:
         """Forget about holes."""
         self._hold: Hold | None = None  # what arrives behind a hole, while there is one
-        self._all_broken = False  # every channel has a hole, which begins at the head
-        self._broken: dict[bytes, Id] = {}  # the channels with a hole, and where it begins
-        self._upto = START  # where the last of the holes ends
-        self._lapsed: set[bytes] = set()  # the names that Redis has unsubscribed: their holes have no end yet
+        self._holes = Holes()
         self._repair: Repair | None = None
 
     def read(self, text: vector.Text) -> Vector | None:
@@ -176,11 +174,10 @@ class Feed:
         self._whole = False
         if self._notice is not None:
             self._notice.stop()  # all are told again when it is back
-        hold, broken = self._hold, self._broken
+        hold, holes = self._hold, self._holes
         self._heal()
-        if broken:  # those that begin before the head: it says nothing of them when the bus is back
-            head = self._place().id
-            self._broken = {name: id for name, id in broken.items() if id < head}
+        if holes:
+            self._holes = holes.before(self._place().id)
         for join in hold.joins() if hold is not None else ():
             join.enter(False)
         for follower in self.followers:
@@ -194,10 +191,10 @@ class Feed:
         if passed is not None and passed.epoch == upto.epoch and passed.id > upto.id and passed.id.ms >= upto.id.ms:
             upto = passed  # came behind `at`, and before we were called
         if after is None or self._notice is not None or str(upto).encode()[:8] != self._epoch:
-            self._broken.clear()
+            self._holes = Holes()
             self._begin_epoch(upto)
-        elif after.id < upto.id or self._broken:
-            self._all_broken = True
+        elif after.id < upto.id or self._holes:
+            self._holes.everywhere = True
             self._begin_hold(upto.id)
             self._mend()
         self._passed = b""
@@ -210,8 +207,7 @@ class Feed:
         if self._whole:  # otherwise everything is being subscribed again, and that is told when it is back
             head = self._place()
             self._repair = None  # one that is under way is begun anew when the name is back
-            self._lapsed.add(name)
-            self._broken.setdefault(name, head.id)
+            self._holes.lapse(name, head.id)
             self._begin_hold(head.id)
 
     def rejoined(self, name: bytes, at: bytes) -> None:
@@ -219,15 +215,15 @@ class Feed:
         upto = position.parse(at)
         if not self._whole:
             return
-        if name not in self._lapsed or upto is None or upto.epoch != self._place().epoch:
-            self._broken.pop(name, None)
+        had_lapsed = self._holes.returned(name)
+        if not had_lapsed or upto is None or upto.epoch != self._place().epoch:
+            self._holes.drop(name)
             self.tell_gaps([name])
-        elif self._upto < upto.id:
-            self._upto = upto.id
-        self._lapsed.discard(name)
+        else:
+            self._holes.reach(upto.id)
         for follower in self.followers:
             follower.rejoined(name)
-        if self._hold is not None and (self._repair or self._notice) is None and not self._lapsed:
+        if self._hold is not None and (self._repair or self._notice) is None and self._holes.have_ends:
             self._mend()
 
     # A new epoch, and holes.
@@ -242,13 +238,13 @@ class Feed:
     def _all_told(self) -> None:
         self.head, self._notice = self.newest, None
         self._epoch = self.head[:8]
-        if not self._broken:
+        if not self._holes:
             self._let_go(Found([], []), self._head().epoch)
-        elif not self._lapsed:  # otherwise it is mended when they are back
+        elif self._holes.have_ends:  # otherwise it is mended when they are back
             self._mend()
 
     def _begin_hold(self, upto: Id) -> Hold:
-        self._upto = max(self._upto, upto)
+        self._holes.reach(upto)
         self._hold = self._hold or Hold()
         return self._hold
 
@@ -257,31 +253,24 @@ class Feed:
         head = self._head()
         self.repairs += 1
         done = partial(self._repaired, self.repairs, head)
-        self._repair = Repair(self.reader, head.epoch, self._behind(head.id), self._upto, done, later=self._later)
+        behind = self._holes.behind(self._mine(), head.id)
+        self._repair = Repair(self.reader, head.epoch, behind, self._holes.upto, done, later=self._later)
         self._repair.start()
-
-    def _behind(self, after: Id) -> Iterator[tuple[bytes, Id]]:
-        """Where the hole of each channel begins."""
-        yield from self._broken.items()
-        for name in self._mine() if self._all_broken else ():
-            if name not in self._broken:
-                yield name, after
 
     def _repaired(self, number: int, head: Position, found: Found | None) -> None:
         if found is None or self._repair is None or number != self.repairs:
             return  # the bus has failed, and all is repaired when it is back; or something more has been missed
-        upto = self._upto
-        at = str(head._replace(id=upto)).encode() if self._all_broken else b""
+        holes = self._holes
         for name in found.gaps:
-            self._tell_gap(name, head, self._broken.get(name, head.id))
+            self._tell_gap(name, head, holes.begun(name, head.id))
         self._let_go(found, head.epoch)
         reached = self._head()
-        if at and self._hold is None and reached.epoch == head.epoch and reached.id < upto:
-            self.head = at
+        if holes.everywhere and self._hold is None and reached.epoch == head.epoch and reached.id < holes.upto:
+            self.head = str(head._replace(id=holes.upto)).encode()
 
     def _let_go(self, found: Found, epoch: str) -> None:
         """Deliver what was found, and what has come meanwhile."""
-        hold, upto = self._hold, self._upto
+        hold, upto = self._hold, self._holes.upto
         assert hold is not None
         self._heal()
         for item in hold.merge(found, epoch, upto.number):
@@ -345,7 +334,7 @@ class Feed:
     def _fill(self, channel: Channel, payload: bytes, before: bytes) -> None:
         """The message before this one never came: get it first."""
         log.warning("a hole in %r: %r never came", channel.name, before)
-        self._broken[channel.name] = position.id_of(channel.last)
+        self._holes.begin(channel.name, position.id_of(channel.last))
         channel.last = b""
         self._begin_hold(position.id_of(before)).append(Payload(channel.name, payload))
         self._mend()
@@ -386,7 +375,7 @@ class Feed:
     @property
     def is_steady(self) -> bool:
         """True while a frame with the head's position may go out: no channel lacks something from before it."""
-        return self._notice is None and not any(id < self._head().id for id in self._broken.values())
+        return self._notice is None and not self._holes.any_before(self._head().id)
 
     def announce(self, name: bytes, op: bytes, members: Iterable[bytes]) -> None:
         """Push an `op` with each of `members` to the subscribers of a channel; only while the feed is steady."""
