@@ -53,8 +53,8 @@ class Holes:
         return self._begins.get(name, head)
 
     def behind(self, names: Iterable[bytes], head: Id) -> Iterator[tuple[bytes, Id]]:
-        """Yield where each begins; `names` are all channels there are."""
-        yield from self._begins.items()
+        """Yield where each begins; `names` are all channels there are. More may begin meanwhile: they are left out."""
+        yield from list(self._begins.items())
         for name in names if self.everywhere else ():
             if name not in self._begins:
                 yield name, head

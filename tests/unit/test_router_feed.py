@@ -18,6 +18,7 @@ from router.message import Message
 from router.notice import GAPS_PER_TURN
 from router.outcome import Refused, Unconfirmed
 from router.position import parse
+from router.repair import NAMES_PER_READ
 from router.replay import Reader
 from router.table import Table
 
@@ -256,6 +257,24 @@ def test_names_that_lapse_while_a_repair_is_under_way(line: Line) -> None:
     line.publish(b"room:c")
     line.settle()
     assert ear.numbers() == list(range(1, 8))
+    assert ear.gaps() == []
+
+
+def test_a_name_that_lapses_while_hundreds_that_have_are_read(line: Line) -> None:
+    """As when one slot of a cluster migrates, and then another: a repair asks for more names than fit one read."""
+    rooms = [b"room:%d" % each for each in range(2 * NAMES_PER_READ + 10)]
+    ear = line.ear("alice", *rooms, b"room:last")
+    for name in rooms:
+        line.lapse(name)
+    line.publish(rooms[-1])
+    line.desk.is_prompt = False
+    line.pump()
+    line.desk.answer(1)
+    line.lapse(b"room:last")
+    line.publish(b"room:last")
+    line.pump(1)
+    line.settle()
+    assert ear.numbers() == [1, 2]
     assert ear.gaps() == []
 
 
