@@ -302,19 +302,23 @@ async def test_a_lost_connection_says_what_is_unanswered_and_what_is_missing() -
 
 
 async def test_a_silent_server_is_left() -> None:
+    is_back = asyncio.Event()
+
     async def silent(peer: Peer) -> None:
         await peer.sign_in(heartbeat_s=0.02)
         assert await peer.line() == b""
 
     async def second(peer: Peer) -> None:
         await peer.sign_in(recovered=True)
+        is_back.set()
         await peer.line()
 
     scene = Scene(silent, second)
     async with scene.playing() as task:
-        await scene.wait_said("! nothing heard from the server for too long")
+        await is_back.wait()
         scene.type("/quit\n")
         assert await task == 0
+    assert "! nothing heard from the server for too long" in scene.said
 
 
 async def test_errors_are_printed() -> None:
