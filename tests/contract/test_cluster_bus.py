@@ -121,14 +121,15 @@ async def test_a_publish_waits_in_its_place_for_a_slot_that_migrates(cluster: Cl
     source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
     # A node that gives a slot away still serves the keys that it has: the idempotency key is one that it has not.
     answers = [berths.publish(0, b',"n":%d' % number, b"p %d" % number) for number in range(1, 6)]
-    await until(lambda: berths.lost == [0], "the shard is on the move")
+    await until(lambda: berths.lost, "the shard is on the move")
     answers += [berths.publish(0, b',"n":%d' % number, b"p %d" % number) for number in range(6, 9)]
     await asyncio.to_thread(cluster.finish_migration, slot, source, target)
     found = await asyncio.gather(*answers)
     assert all(isinstance(reply, bytes) for reply in found), found
     numbers = [int(reply.rsplit(b"-", 1)[1]) for reply in found if isinstance(reply, bytes)]
     assert numbers == list(range(numbers[0], numbers[0] + 8)), "in order, and once"
-    assert berths.lost.count(0) == berths.restored.count(0) - 1
+    # The nodes may yet disagree on whose slot it is, and one of them have the shard leave once more.
+    await until(lambda: berths.lost.count(0) == berths.restored.count(0) - 1, "the shard is back")
     assert set(berths.lost) == {0}, "the others go on"
 
 
