@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -23,6 +24,7 @@ COMMANDS = {
     "bench": "measure a server on this machine",
 }
 BAD_INPUT = 2  # as argparse exits
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Command(Protocol):
@@ -38,6 +40,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (without the program's name) asks for and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    _open_streams()
     try:
         code = _run(argv[0], argv[1:]) if argv and argv[0] in COMMANDS else _without_command(argv)
         sys.stdout.flush()
@@ -45,9 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells report it
     except BrokenPipeError:
-        # Whoever read our output left. Python flushes it once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # whoever read it left
         return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _discard_output()
+        print(f"moorage {argv[0]}: the output could not be written: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _open_streams() -> None:
+    """Open what the caller has closed (`>&-`) to nowhere: no socket gets its number, and whoever prints need not ask."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: the one that was closed
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+
+
+def _discard_output() -> None:
+    """Python flushes standard output once more at exit: give that somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(name: str, rest: Sequence[str]) -> int:

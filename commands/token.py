@@ -63,10 +63,11 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         globs = {"subscribe": args.subscribe, "publish": args.publish}
         if narrowed := {name: given for name, given in globs.items() if given is not None}:
             payload["channels"] = narrowed
-        print(sign(payload, signer(options), now))
+        token = sign(payload, signer(options), now)
     except (config.ConfigError, ValueError, OSError, PeerError) as error:
         print(error, file=sys.stderr)
         return 2
+    print(token)
     return 0
 
 

@@ -60,6 +60,35 @@ def test_a_reader_that_leaves_early_gives_no_traceback(environ: Mapping[str, str
     assert (ran.returncode, ran.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the write fails at the end, or in the middle of the command
+def test_a_full_disk_is_said(environ: Mapping[str, str], tmp_path: Path, unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            moorage("token", "--user", "alice", "--auth-secret", "s" * 32), cwd=tmp_path, stdout=full,
+            env={**environ, "PYTHONUNBUFFERED": unbuffered}, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr == "moorage token: the output could not be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(environ: Mapping[str, str], tmp_path: Path, closed: str) -> None:
+    options = ["--workers", "1", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *moorage("serve", *options)]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "told"))
+        told.settimeout(SECONDS_MAX)
+        server = subprocess.Popen(shell, cwd=tmp_path, env={**environ, "NOTIFY_SOCKET": str(tmp_path / "told")})
+        try:
+            while b"READY=1" not in told.recv(4096):
+                pass
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(SECONDS_MAX) == 0
+        finally:
+            server.kill()
+            server.wait()
+
+
 def test_chat_with_nothing_listening(environ: Mapping[str, str], tmp_path: Path, listener: socket.socket) -> None:
     address = "{}:{}".format(*listener.getsockname())
     listener.close()
