@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from server.close import said
 from server.options import Address
 
 LINE_BYTES_MAX = 2**20
@@ -163,7 +164,7 @@ class Talk:
         return 2.5 * self.heartbeat_seconds if self.heartbeat_seconds and self.signed_in.is_set() else LOST_SECONDS
 
     def _closed(self, event: Mapping[str, Any]) -> float | None:
-        self.say(f"! closed by the server: {event['code']} {printable(event['reason'])}")
+        self.say(f"! closed by the server: {printable(said(event))}")
         if not event["reconnect"]:
             raise Left(1)
         after_ms = event.get("after_ms")
@@ -274,7 +275,7 @@ def shown(event: Mapping[str, Any]) -> str:
             return f"* in {channel}: {event['connections']:,} connections"
         return f"* in {channel}: {', '.join(map(printable, event['users'])) or 'nobody'}"
     if op == "error":
-        return f"! {event['code']} {printable(event['reason'])}"
+        return f"! {printable(said(event))}"
     if op == "connected":
         return f"* connected as {printable(event['user'])} to {', '.join(map(printable, event['channels']))}"
     if op in {"subscribed", "unsubscribed"}:

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Publish and print the position; 1 when the server did not take it."""
     try:
         base, key = admin_client.named(args, environ)
-        data = read_data(sys.stdin.read() if args.data == "-" else args.data)
+        data = read_data(_text(args.data))
         print(publish(base, key, args.channel, data))
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -33,6 +33,16 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _text(argument: str) -> str:
+    """Return `argument`, or standard input where it is "-". Raises: ValueError when that is not UTF-8."""
+    try:
+        text = sys.stdin.read() if argument == "-" else argument
+        text.encode()  # bytes that are not UTF-8 come as surrogates in arguments, and in some locales on standard input
+    except UnicodeError:
+        raise ValueError("DATA: found bytes that are not UTF-8, want JSON or text") from None
+    return text
 
 
 def read_data(text: str) -> object:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from server import config
+from server.close import said
 
 TIMEOUT_SECONDS = 10.0
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what listens on every interface is reached on loopback
@@ -91,10 +92,10 @@ def answered(base: str, status: int, answer: bytes, undone: str) -> dict[str, An
         if status == http.client.OK and isinstance(parsed, dict):
             return parsed
         error = parsed["error"]
-        refusal = f"{error['code']} {error['reason']}"
+        refusal = said(error)
     except (ValueError, KeyError, TypeError):
         raise stranger(base, status) from None
-    hint = "; say --admin-key" if status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN} else ""
+    hint = "; say --admin-key" if status == http.client.UNAUTHORIZED else ""
     raise AdminError(f"{undone}: {refusal}{hint}")
 
 

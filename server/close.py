@@ -6,6 +6,7 @@ The number is on the wire (`close.code`, `error.code`), and labels `moorage_clos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -74,3 +75,9 @@ class PeerError(Exception):
         self.reason = reason or code.reason
         self.field = field
         self.id = id
+
+
+def said(refusal: Mapping[str, object]) -> str:
+    """Return what a person reads of an `error` or `close`: its code, the field at fault where it names one, the reason."""
+    field = f"{refusal['field']}: " if "field" in refusal else ""
+    return f"{refusal['code']} {field}{refusal['reason']}"

@@ -333,7 +333,7 @@ async def test_errors_are_printed() -> None:
     scene.end_typing()
     async with scene.playing() as task:
         assert await task == 0
-    assert scene.said[-1] == "! 4003 not allowed to publish"
+    assert scene.said[-1] == "! 4003 channel: not allowed to publish"
 
 
 @pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n", b"[]\n", b'{"op":"close"}\n', b"x" * 2**21])

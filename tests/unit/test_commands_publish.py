@@ -89,6 +89,19 @@ def test_data_from_standard_input(admin: Admin, monkeypatch: pytest.MonkeyPatch)
     assert admin.asked[0][2] == {"channel": "room:a", "data": "hello\nworld"}
 
 
+def test_data_that_is_not_utf_8(
+    admin: Admin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "DATA: found bytes that are not UTF-8, want JSON or text\n"
+    for errors in ("strict", "surrogateescape"):  # how Python reads it in most locales, and in C
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8", errors))
+        assert main(["publish", "room:a", "-", "--admin", admin.address]) == 2
+        assert capsys.readouterr().err == said
+    assert main(["publish", "room:a", "\udcff", "--admin", admin.address]) == 2  # as an argument comes
+    assert capsys.readouterr().err == said
+    assert not admin.asked
+
+
 @pytest.mark.parametrize(
     ("text", "data"),
     [
@@ -110,7 +123,16 @@ def test_data_is_json_or_else_a_string(text: str, data: object) -> None:
 @pytest.mark.parametrize(
     ("status", "answer", "said"),
     [
-        (403, b'{"error":{"code":4003,"reason":"not allowed"}}', "not published: 4003 not allowed; say --admin-key"),
+        (
+            401,
+            b'{"error":{"code":4001,"reason":"not the admin key"}}',
+            "not published: 4001 not the admin key; say --admin-key",
+        ),
+        (
+            403,
+            b'{"error":{"code":4003,"reason":"not yours","field":"channel"}}',
+            "not published: 4003 channel: not yours\n",
+        ),
         (503, b'{"error":{"code":3005,"reason":"the message bus is down"}}', "3005 the message bus is down\n"),
         (404, b"<html>", "answered 404, not as an admin port does"),
         (200, b"[]", "answered 200, not as an admin port does"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.close import Close, PeerError
+from server.close import Close, PeerError, said
 
 
 @pytest.mark.parametrize("code", Close)
@@ -24,3 +24,11 @@ def test_an_error_has_a_reason_and_may_name_a_field_and_a_request() -> None:
     assert (error.reason, error.field, error.id, str(error)) == ("not allowed", None, None, "not allowed")
     error = PeerError(Close.TOO_LARGE, "70000 bytes, want at most 65536", "data", 7)
     assert (error.reason, error.field, error.id) == ("70000 bytes, want at most 65536", "data", 7)
+
+
+def test_a_person_reads_which_field_is_at_fault() -> None:
+    assert (
+        said({"code": 4000, "reason": "0 bytes, want 1 to 255", "field": "channel"})
+        == "4000 channel: 0 bytes, want 1 to 255"
+    )
+    assert said({"code": 3001, "reason": "draining"}) == "3001 draining"
