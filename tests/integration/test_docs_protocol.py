@@ -38,8 +38,10 @@ def codes_table() -> str:
             return "500"
         return str(web.fault(PeerError(code)).status) if code in OVER_HTTP else "-"
 
-    each = [(str(int(code)), code.reason, "yes" if code.reconnect else "no", status(code)) for code in Close]
-    return table(("Code", "Reason, unless it is said more precisely", "Reconnect", "HTTP"), *each)
+    def row(code: Close) -> tuple[str, ...]:
+        return str(int(code)), f"`{code.name.lower()}`", code.reason, "yes" if code.reconnect else "no", status(code)
+
+    return table(("Code", "Name", "Reason, unless it is said more precisely", "Reconnect", "HTTP"), *map(row, Close))
 
 
 def limits_table() -> str:
@@ -102,7 +104,9 @@ def parts() -> dict[str, str]:
 
 def test_the_tables_are_what_the_code_says() -> None:
     page = PAGE.read_text()
-    assert page == written_anew(page, parts()), f"run: python {Path(__file__).relative_to(ROOT)}"
+    assert page == written_anew(page, parts()), (
+        f"run: PYTHONPATH=tests .venv/bin/python {Path(__file__).relative_to(ROOT)}"
+    )
 
 
 # The examples.
