@@ -73,7 +73,9 @@ def examples() -> Iterator[str]:
 
 def test_what_is_generated_is_what_the_code_says() -> None:
     page = PAGE.read_text()
-    assert page == written_anew(page, parts()), f"run: python {Path(__file__).relative_to(PAGE.parents[1])}"
+    assert page == written_anew(page, parts()), (
+        f"run: PYTHONPATH=tests .venv/bin/python {Path(__file__).relative_to(PAGE.parents[1])}"
+    )
 
 
 def test_every_option_policy_and_table_is_there() -> None:

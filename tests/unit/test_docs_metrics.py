@@ -50,7 +50,9 @@ def parts() -> dict[str, str]:
 
 def test_the_table_is_what_is_declared() -> None:
     page = PAGE.read_text()
-    assert page == written_anew(page, parts()), f"run: python {Path(__file__).relative_to(PAGE.parents[1])}"
+    assert page == written_anew(page, parts()), (
+        f"run: PYTHONPATH=tests .venv/bin/python {Path(__file__).relative_to(PAGE.parents[1])}"
+    )
 
 
 def test_no_page_names_another() -> None:
