@@ -366,7 +366,7 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
         mine = sockets.of(number)
         place = shard.Place(number, node, *mine, pages[number], lambda: pages.window, count, census)
         children.append(_worker(config, place, redis_url, verifier, pin=count <= len(cores())))
-    judge = running.Judge(sockets.ports())
+    judge = running.Judge(sockets.ports(), config.connections_max)
     listening = sockets.admin.sockets
     children.append(Child("admin", lambda: admin.run(config, pages, listening, redis_url, judge), listening))
     manager = Manager.from_environ(os.environ)

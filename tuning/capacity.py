@@ -38,6 +38,7 @@ class Measured:
     ports: int | None = None  # a balancer's usable local ports, per destination
     tcp_pages: int | None = None  # in use by the host
     tcp_pages_max: int | None = None  # where the kernel starts to shrink buffers: tcp_mem's pressure
+    connections_max: int = 0  # the server's own option; 0: none
     host_limits: Mapping[str, int] = field(default_factory=dict)  # other limits -> connections at which they bind
 
 
@@ -45,7 +46,7 @@ class Measured:
 class Ceiling:
     """A limit, in connections."""
 
-    limit: str  # "memory", "fds", "ports", "cpu", "tcp_mem" or a sysctl
+    limit: str  # "memory", "fds", "ports", "cpu", "tcp_mem", "connections_max" or a sysctl
     connections: int  # in all
     more: int  # than now
     because: str  # the arithmetic
@@ -56,6 +57,9 @@ def ceilings(measured: Measured) -> list[Ceiling]:
     """Every limit that the measurements can tell, the first to bind first."""
     known = (_memory(measured), _descriptors(measured), _ports(measured), _cpu(measured), _tcp_pages(measured))
     found = [ceiling for ceiling in known if ceiling is not None]
+    if most := measured.connections_max:
+        because = f"the server is told to hold {count(most)} connections"
+        found.append(_ceiling(measured, "connections_max", most, because, "--connections-max"))
     for name, connections in measured.host_limits.items():
         because = f"{name} ends at {count(connections)} connections"
         found.append(_ceiling(measured, name, connections, because, f"{name}: see `moorage tuning check`"))

@@ -31,14 +31,16 @@ class Host:
     facts: Facts
     peers: Peers | None = None
     kernel_bytes: float | None = None  # of a connection, where the server could not tell
+    connections_max: int = 0  # what the server is told to hold
 
 
 class Judge:
     """Says how many connections fit, by what a server says of itself (`server/meter.py`). Safe from any thread."""
 
-    def __init__(self, listening: Collection[int]) -> None:
+    def __init__(self, listening: Collection[int], connections_max: int = 0) -> None:
         """`listening`: the ports that clients and balancers connect to."""
         self._listening = listening
+        self._connections_max = connections_max
         self._lock = threading.Lock()
         self._peers: Peers | None = None
         self._count_again_at = float("-inf")
@@ -54,7 +56,7 @@ class Judge:
                 facts = host.read(pid)
             except ProcessLookupError:  # it ended a moment ago
                 facts = host.read()
-            return judged(figures, Host(facts, self._connected(), self._kernel(figures)))
+            return judged(figures, Host(facts, self._connected(), self._kernel(figures), self._connections_max))
 
     def _connected(self) -> Peers | None:
         """Counted again when that is old: the longer it takes, the older it gets.
@@ -134,6 +136,7 @@ def measured(figures: Mapping[str, Any], on: Host) -> Measured:
         ports=usable[2] if usable else None,
         tcp_pages=facts.sockets.tcp_pages,
         tcp_pages_max=tcp_mem[1] if tcp_mem else None,
+        connections_max=on.connections_max,
         host_limits=capacity.host_limits(advice.findings(facts, target)),
     )
 

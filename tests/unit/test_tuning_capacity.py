@@ -41,6 +41,12 @@ def test_the_first_to_bind_comes_first() -> None:
     assert [one.limit for one in ceilings(with_host)] == ["fs.epoll.max_user_watches", "fs.file-max"]
 
 
+def test_what_the_server_is_told_to_hold_is_a_ceiling() -> None:
+    (told,) = ceilings(Measured(1000, connections_max=1500))
+    assert (told.limit, told.connections, told.more, told.moves) == ("connections_max", 1500, 500, "--connections-max")
+    assert ceilings(Measured(1501, connections_max=1500))[0].more == 0
+
+
 def test_what_was_not_measured_has_no_ceiling() -> None:
     assert ceilings(Measured(1000)) == []
     assert ceilings(Measured(0, cpu_cores_used=1.0, cpu_cores=2, tcp_pages=9000, tcp_pages_max=10_000)) == []

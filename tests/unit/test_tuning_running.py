@@ -90,6 +90,8 @@ def test_a_judge_reads_this_host() -> None:
     mine = FIGURES | {"workers": [WORKERS[0] | {"pid": os.getpid()}]}
     answer = Judge({1})(mine)
     assert {"fds", "memory"} <= {one["limit"] for one in answer["ceilings"]}
+    told = Judge({1}, connections_max=2001)(mine)["ceilings"][0]
+    assert (told["limit"], told["connections"]) == ("connections_max", 2001)
     gone = FIGURES | {"workers": [WORKERS[0] | {"pid": 2**22 + 1}]}
     assert Judge({1})(gone)["ceilings"]
 
