@@ -42,9 +42,9 @@ class Row(NamedTuple):
 
     name: str
     state: str
-    connections: int
-    tcp: int
-    sse: int
+    connections: int | None = None
+    tcp: int | None = None
+    sse: int | None = None
     accepts_per_second: float | None = None
     deliveries_per_second: float | None = None
     writes_per_second: float | None = None
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     resident_bytes: int | None = None
     loop_lag_seconds: float | None = None
     bus_lag_seconds: float | None = None
-    backlogged: int = 0
+    backlogged: int | None = None
 
 
 COLUMNS = {
@@ -119,7 +119,7 @@ def _show(
             now = look(urls, key)
             size = shutil.get_terminal_size()
             lines = clip(table(before, now, args.sort), size.columns, size.lines)
-            lines = [Paper(size.columns, color).paint(line, "7") if line.startswith(HEAD) else line for line in lines]
+            lines = [Paper(size.columns, color).paint(line, "7") if line.startswith(HEADS) else line for line in lines]
             sys.stdout.write(_FRESH + f"{_REST_OF_LINE}\n".join(lines) + _REST_OF_LINE + _REST_OF_SCREEN)
             sys.stdout.flush()
             before = now
@@ -178,7 +178,7 @@ def rows(before: Sample, now: Sample) -> list[Row]:
 def total(before: Sample, now: Sample) -> Row:
     """All workers of a server together. Resident memory has no sum: workers share pages."""
     if now.fault:
-        return Row(now.url, "no answer", 0, 0, 0)
+        return Row(now.url, "no answer")
     workers = rows(before, now)
     states = ", ".join(sorted({row.state for row in workers}))
     found = _row("all", states, before.stats.get("total"), now.stats["total"])
@@ -279,13 +279,15 @@ def table(before: Sequence[Sample], now: Sequence[Sample], sort: str | None = No
     if len(now) == 1 and not now[0].fault:
         lines = list(headline(before[0], now[0]))
         shown, last = rows(before[0], now[0]), [total(before[0], now[0])._replace(state="")]
+        head = HEADS[0]
     else:
         lines = [sample.fault for sample in now if sample.fault]
         pairs = zip(before, now, strict=True)
         shown, last = [total(then, sample)._replace(name=sample.url) for then, sample in pairs], []
+        head = HEADS[1]
     if sort is not None:
         shown.sort(key=lambda row: getattr(row, sort) or 0, reverse=True)
-    return [*lines, "", *_columns([*shown, *last])]
+    return [*lines, "", *_columns(head, [*shown, *last])]
 
 
 def headline(before: Sample, now: Sample) -> Iterator[str]:
@@ -308,11 +310,11 @@ def headline(before: Sample, now: Sample) -> Iterator[str]:
         yield f"draining: {describe(stats['drain'])}"
 
 
-HEAD = "WORKER"
+HEADS = "WORKER", "SERVER"  # of the first column
 
 
-def _columns(found: Sequence[Row]) -> Iterator[str]:
-    head = [HEAD, "STATE", *COLUMNS.values()]
+def _columns(first: str, found: Sequence[Row]) -> Iterator[str]:
+    head = [first, "STATE", *COLUMNS.values()]
     cells = [[row.name, row.state, *(_cell(name, getattr(row, name)) for name in COLUMNS)] for row in found]
     widths = [max(len(line[column]) for line in (head, *cells)) for column in range(len(head))]
     for line in (head, *cells):
