@@ -58,7 +58,10 @@ def _spread(result: dict[str, Any]) -> str:
 
 
 def _read(path: str) -> dict[str, Any]:
-    found = json.loads(Path(path).read_text())
+    try:
+        found = json.loads(Path(path).read_text())
+    except ValueError:
+        found = None
     if not isinstance(found, dict) or not {"scenario", "results", "settings", "host"} <= found.keys():
         raise ValueError(f"{path} is not what `moorage bench SCENARIO --save FILE` writes")
     return found

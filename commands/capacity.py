@@ -121,6 +121,8 @@ def _costs(args: argparse.Namespace, load: Load, answer: Mapping[str, Any]) -> C
 
 def _node(args: argparse.Namespace, load: Load, answer: Mapping[str, Any]) -> Node:
     host = answer["host"]
+    if args.memory_gib is not None and not args.memory_gib > 0:
+        raise ValueError(f"memory_gib: found {args.memory_gib:g}, wanted more than 0")
     memory = host["memory_bytes"] if args.memory_gib is None else round(args.memory_gib * GIB)
     values = {
         "cpus": args.cpus if args.cpus is not None else int(host["cpus"] or 0) or None,

@@ -225,6 +225,8 @@ def _recorded(path: Path) -> Facts:
         document = json.loads(path.read_text())
         inner = document.get("facts", document) if isinstance(document, dict) else document
         return facts.from_json(inner)
+    except json.JSONDecodeError as fault:
+        raise BadInput(f"--facts {path}: found no JSON ({fault}), wanted what `moorage tuning facts` prints") from None
     except (OSError, ValueError) as fault:
         raise BadInput(f"--facts {path}: {fault}") from None
 

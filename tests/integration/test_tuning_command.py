@@ -60,6 +60,7 @@ def test_exit_code_0_when_all_is_well_1_when_something_is_too_low(tmp_path: Path
         (("check", "--busy-percent", "101"), "busy_percent: found 101, wanted at most 100"),
         (("check", "--pid", "999999999"), "--pid: no process has pid 999999999"),
         (("check", "--facts", "/nowhere.json"), "--facts /nowhere.json: "),
+        (("check", "--facts", __file__), ": line 1 column 3 (char 2)), wanted what `moorage tuning facts` prints"),
         (("plan", "--only", "fs.nonsense"), "--only: found fs.nonsense, wanted one of "),
         (("emit",), "--format"),
         (("emit", "--format", "puppet"), "invalid choice: 'puppet'"),

@@ -49,9 +49,10 @@ def test_figures_are_apart_when_no_round_of_one_is_like_any_of_the_other(
 
 def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.json"
-    other.write_text("[1]")
-    assert compare.run(saved(tmp_path / "a.json", 1.0), str(other)) == 2
-    assert "is not what `moorage bench SCENARIO --save FILE` writes" in capsys.readouterr().err
+    for content in ("[1]", "no JSON"):
+        other.write_text(content)
+        assert compare.run(saved(tmp_path / "a.json", 1.0), str(other)) == 2
+        assert f"{other} is not what `moorage bench SCENARIO --save FILE` writes" in capsys.readouterr().err
     assert compare.run(str(tmp_path / "none.json"), str(other)) == 2
 
 
