@@ -245,7 +245,11 @@ def _agreed(question: str, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise BadInput("standard input is no terminal to ask on: say --yes")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Control-D
+        print()
+        return False
 
 
 def _told(results: Sequence[apply.Result]) -> int:

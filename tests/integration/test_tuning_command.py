@@ -153,7 +153,8 @@ def test_colour_on_a_terminal_and_none_in_a_pipe() -> None:
     assert "\033" not in tuning("check", "--facts", SERVER).stdout
 
 
-def test_apply_asks_and_takes_no_for_an_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ["n\n", "\x04"])  # Control-D
+def test_apply_asks_and_takes_no_for_an_answer(tmp_path: Path, answer: str) -> None:
     words = (
         "apply",
         "--only",
@@ -164,7 +165,7 @@ def test_apply_asks_and_takes_no_for_an_answer(tmp_path: Path) -> None:
         "--kernel-bytes",
         "3800",
     )
-    code, text = on_a_terminal(100, *words, answer="n\n")
+    code, text = on_a_terminal(100, *words, answer=answer)
     assert "[y/N]" in text
     assert (code, "nothing was changed" in text) == (1, True)
     assert list(tmp_path.iterdir()) == []
