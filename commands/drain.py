@@ -13,6 +13,7 @@ from typing import Any
 from server import admin_client
 from server.admin_client import AdminError, NotThere, answered, exchange
 from server.config import ConfigError
+from server.limits import DRAIN_SECONDS_MAX
 
 POLL_SECONDS = 0.5
 SAY_SECONDS = 5.0  # between two lines where the output is no terminal
@@ -40,6 +41,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Begin a drain; 1 when the server did not take it, 2 for bad input."""
     try:
         base, key = admin_client.named(args, environ)
+        if args.seconds is not None and not 0 <= args.seconds <= DRAIN_SECONDS_MAX:
+            raise ValueError(
+                f"--seconds: found {args.seconds:g}, want a number of seconds from 0 to {DRAIN_SECONDS_MAX:g}"
+            )
         seconds = begin(base, key, args.seconds)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -80,5 +80,9 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(["drain", "--admin", "nowhere"]) == 2
     assert "--admin: found 'nowhere'" in capsys.readouterr().err
+    for seconds in ("-1", "nan", "1e9"):
+        assert main(["drain", "--seconds", seconds]) == 2
+        assert "--seconds: found " in (said := capsys.readouterr().err)
+        assert "want a number of seconds from 0 to 86400" in said
     assert main(["drain", "--admin", "127.0.0.1:1"]) == 1
     assert "nothing listens on http://127.0.0.1:1" in capsys.readouterr().err
