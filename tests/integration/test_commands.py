@@ -71,6 +71,12 @@ def test_a_full_disk_is_said(environ: Mapping[str, str], tmp_path: Path, unbuffe
     assert ran.stderr == "moorage token: the output could not be written: No space left on device\n"
 
 
+def test_a_letter_that_the_terminal_lacks_is_escaped(environ: Mapping[str, str], tmp_path: Path) -> None:
+    ran = run(environ, tmp_path, "serve", "--check-config", "--redis-prefix", "é:", PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert r'redis_prefix = "\xe9:"' in ran.stdout
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_may_be_closed(environ: Mapping[str, str], tmp_path: Path, closed: str) -> None:
     options = ["--workers", "1", "--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
