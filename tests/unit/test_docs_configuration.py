@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pages import DOCS, table, written_anew
 
 from router import topology
 from router.namespaces import KEYS, Namespaces, Policy
+from server import claims
 from server.config import OPTIONS, TABLES, Config, load
 from server.options import Option, toml
 
@@ -76,6 +78,18 @@ def test_what_is_generated_is_what_the_code_says() -> None:
     assert page == written_anew(page, parts()), (
         f"run: PYTHONPATH=tests .venv/bin/python {Path(__file__).relative_to(PAGE.parents[1])}"
     )
+
+
+def test_the_example_of_a_token_says_what_the_page_says() -> None:
+    (payload,) = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    found = claims.from_payload(json.loads(payload), 1_899_999_999.0)
+    assert (found.user, found.expires_at) == ("alice", 1_900_000_000 + 5)
+    assert found.may_subscribe("room:a")
+    assert found.may_subscribe("@alice")
+    assert not found.may_subscribe("news:a")
+    assert found.may_publish("@bob")
+    assert not found.may_publish("news:a")
+    assert (claims.LEEWAY_SECONDS, claims.GLOBS_MAX) == (5.0, 64)
 
 
 def test_every_option_policy_and_table_is_there() -> None:
