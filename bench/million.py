@@ -49,8 +49,10 @@ class MillionSettings(Settings):
     missed: int = option(2, "messages published while they are away, to all", at_least(1))
     churn: float = option(0.0, "connections closed and opened anew a second while the others are held", amount)
     tune: bool = flag("set the kernel settings that are too low for the time of the run; takes root")
-    server: tuple[Address, ...] = option((), "HOST:PORT of a server that runs, or several apart by commas", addresses)
-    admin: tuple[Address, ...] = option((), "HOST:PORT of its admin port, for its CPU and memory", addresses)
+    server: tuple[Address, ...] = option(
+        (), "a server that runs, or several apart by commas", addresses, metavar="HOST:PORT"
+    )
+    admin: tuple[Address, ...] = option((), "its admin port, for its CPU and memory", addresses, metavar="HOST:PORT")
     answer_heartbeats: bool = flag("answer every heartbeat of the server with one")
 
 

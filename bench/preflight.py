@@ -96,10 +96,12 @@ def check(connections: int, workers: int, clients: int, machine: Machine) -> Non
         missing.append(f"{clients} client processes hold {clients * (machine.descriptors - SPARE_DESCRIPTORS):,}")
     needed, own = (needed_bytes(count, workers, clients) for count in (connections, 0))
     if needed > machine.available_bytes:
-        fits = max(0, int((machine.available_bytes - own) * connections / (needed - own)))
+        if own >= machine.available_bytes:
+            own = RESERVE_BYTES  # the processes alone are too many: fewer connections take fewer of them
+        fits = int((machine.available_bytes - own) * connections / (needed - own)) // 10_000 * 10_000
         missing.append(
-            f"memory: {needed / 1e9:.1f} GB are needed, {machine.available_bytes / 1e9:.1f} GB available: "
-            f"--connections {fits // 10_000 * 10_000}"
+            f"memory: {needed / 1e9:.1f} GB are needed, {machine.available_bytes / 1e9:.1f} GB available"
+            + (f": --connections {fits}" if fits > 0 else "")
         )
     if missing:
         raise Impossible(f"--connections {connections:,}: " + "; ".join(missing))

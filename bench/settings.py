@@ -16,9 +16,12 @@ class Impossible(Exception):
     """The settings ask for what this machine does not allow; the text names the flag, and what would do."""
 
 
-def option(default: T, about: str, read: Callable[[str], object], choices: tuple[str, ...] = ()) -> T:
+def option(
+    default: T, about: str, read: Callable[[str], object], choices: tuple[str, ...] = (), metavar: str = "N"
+) -> T:
     """Declare a setting: its default, its help, and what reads its text. Raises from `read`: ArgumentTypeError."""
-    declared: T = field(default=default, metadata={"about": about, "read": read, "choices": choices})
+    told = {"about": about, "read": read, "choices": choices, "metavar": metavar}
+    declared: T = field(default=default, metadata=told)
     return declared
 
 
@@ -64,7 +67,7 @@ class Settings:
     rounds: int = option(5, "times to measure, alternating with what it is compared to", at_least(1))
     rate: float = option(0.0, "connections opened a second; 0: as fast as they are answered", amount)
     client_processes: int | None = option(None, "client processes (default: as many as descriptors need)", at_least(1))
-    redis: str | None = option(None, "URL of a Redis to use instead of the embedded one", str)
+    redis: str | None = option(None, "URL of a Redis to use instead of the embedded one", str, metavar="URL")
 
 
 def options(kind: type[Settings]) -> list[Field[Any]]:
@@ -84,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type[Settings]) -> None
             type=each.metadata["read"],
             default=each.default,
             choices=each.metadata["choices"] or None,
-            metavar=None if each.metadata["choices"] else "URL" if each.metadata["read"] is str else "N",
-            help=about if each.default is None else f"{about} (default: {shown(each.default)})",
+            metavar=None if each.metadata["choices"] else each.metadata["metavar"],
+            help=about if each.default in (None, ()) else f"{about} (default: {shown(each.default)})",
         )
 
 

@@ -37,8 +37,8 @@ class PeersSettings(Settings):
 
     workers: int = option(os.cpu_count() or 1, "processes or threads of a server that can have several", at_least(1))
     rounds: int = option(3, "turns of each peer", at_least(1))
-    peers: str = option(ALL, "which, with commas between them", str)
-    scenarios: str = option(ALL, f"which of {','.join(SCENARIOS)}", str)
+    peers: str = option(ALL, "which, with commas between them", str, metavar="NAMES")
+    scenarios: str = option(ALL, f"which of {','.join(SCENARIOS)}", str, metavar="NAMES")
     base: int = option(1_000, "connections that are open, and warmed up, before anything is measured", at_least(1))
     singles: int = option(6, "messages published one by one, each turn", at_least(1))
     burst: int = option(20, "messages of a burst", at_least(2))

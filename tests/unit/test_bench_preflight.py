@@ -41,6 +41,14 @@ def test_the_number_that_would_fit_does_fit() -> None:
     check(fits, 60, 60, small)
 
 
+def test_a_number_that_would_fit_is_told_also_where_the_processes_alone_do_not() -> None:
+    with pytest.raises(Impossible) as refused:
+        check(100_000_000, 6_000, 6_000, LARGE._replace(available_bytes=24_000_000_000))
+    assert 2_000_000 < int(str(refused.value).rsplit("--connections ", 1)[1]) < 3_000_000
+    with pytest.raises(Impossible, match=r"available$"):
+        check(1_000_000, 60, 60, LARGE._replace(available_bytes=500_000_000))
+
+
 def test_who_is_privileged_may_exceed_the_files_of_the_machine() -> None:
     check(1_000, 2, 1, LARGE._replace(files_max=10, is_privileged=True))
 
