@@ -115,18 +115,27 @@ def settings(connections: int, workers: int) -> dict[str, str]:
     takes a buffer each (tcp_mem, in pages). Every socket is an open file (file-max).
     """
     pages = connections // 2
-    _, pressure, _ = map(int, sysctls.read("net.ipv4.tcp_mem").split())
     wanted = {}
-    if pages > pressure:
+    tcp_mem = _current("net.ipv4.tcp_mem")
+    if tcp_mem is not None and pages > tcp_mem[1]:  # pressure
         wanted["net.ipv4.tcp_mem"] = f"{pages} {pages * 3 // 2} {pages * 2}"
     for name, least in (
         ("fs.file-max", files_needed(connections, workers)),
         ("net.core.netdev_max_backlog", min(300_000, connections)),
         ("net.core.somaxconn", min(65_535, connections)),
     ):
-        if int(sysctls.read(name)) < least:
+        current = _current(name)
+        if current is not None and current[0] < least:
             wanted[name] = str(least)
     return wanted
+
+
+def _current(name: str) -> list[int] | None:
+    """The numbers of a setting; None where it is the host's, and a container does not see it."""
+    try:
+        return [int(number) for number in sysctls.read(name).split()]
+    except FileNotFoundError:
+        return None
 
 
 def files_needed(connections: int, workers: int) -> int:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from bench import preflight, sysctls
@@ -47,6 +49,14 @@ def test_a_number_that_would_fit_is_told_also_where_the_processes_alone_do_not()
     assert 2_000_000 < int(str(refused.value).rsplit("--connections ", 1)[1]) < 3_000_000
     with pytest.raises(Impossible, match=r"available$"):
         check(1_000_000, 60, 60, LARGE._replace(available_bytes=500_000_000))
+
+
+def test_what_a_container_does_not_see_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("fs/file-max", "100"), ("net/core/somaxconn", "100")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(value)
+    monkeypatch.setattr(sysctls, "ROOT", tmp_path)
+    assert preflight.settings(1_000_000, 2) == {"fs.file-max": "2010000", "net.core.somaxconn": "65535"}
 
 
 def test_who_is_privileged_may_exceed_the_files_of_the_machine() -> None:
