@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
@@ -17,6 +17,7 @@ SCHEME = "redis+cluster"
 SHARDS = 8
 SEEDS_MAX = 64
 PORT = 6379
+OPTIONS = frozenset({"password", "shards", "tls", "username"})  # of the URL, besides those of TLS
 
 
 class Site(NamedTuple):
@@ -50,8 +51,8 @@ def is_site(url: str) -> bool:
     return url.startswith(f"{SCHEME}://")
 
 
-def parse(url: str, node: Callable[[str], Node]) -> Site:
-    """Read the URL of a cluster; `node` reads that of one server.
+def parse(url: str, node: Callable[[str, Set[str]], Node]) -> Site:
+    """Read the URL of a cluster; `node` reads that of one server, and is told which options there are besides those of TLS.
 
     Raises: ValueError, with what was found and what is wanted, never with a password.
     """
@@ -72,7 +73,7 @@ def parse(url: str, node: Callable[[str], Node]) -> Site:
         raise ValueError(f"found {len(seeds)} hosts, want {SEEDS_MAX} at the most: they know the others")
     # Any host does: the rest is read as that of one server is.
     common = f"{'rediss' if tls == 'true' else 'redis'}://{user}{at}localhost"
-    return Site(seeds, shards, node(f"{common}?{urlencode(options)}" if options else common))
+    return Site(seeds, shards, node(f"{common}?{urlencode(options)}" if options else common, OPTIONS))
 
 
 def prefix_fault(url: str | None, prefix: str) -> tuple[str, str] | None:

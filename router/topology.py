@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -78,14 +78,14 @@ def parse(url: str) -> Place:
     return _one(url)
 
 
-def _one(url: str) -> Node:
+def _one(url: str, options: Set[str] = frozenset(_OPTIONS)) -> Node:
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         accepted = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(f"found the scheme {parts.scheme!r}, want one of {accepted}")
     _check_secrets(url, parts.path + parts.query)
     _check_place(parts)
-    _check_options(parts.query, _OPTIONS | _SSL_OPTIONS if parts.scheme == "rediss" else _OPTIONS)
+    _check_options(parts.query, options | _SSL_OPTIONS if parts.scheme == "rediss" else options)
     try:
         found = parse_url(url)
     except ValueError as error:
@@ -171,7 +171,7 @@ def _check_place(parts: SplitResult) -> None:
         )
 
 
-def _check_options(query: str, allowed: set[str]) -> None:
+def _check_options(query: str, allowed: Set[str]) -> None:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in allowed:
             raise ValueError(f"found the option {name!r}, want one of {', '.join(sorted(allowed))}")
