@@ -20,10 +20,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from server.close import said
+from server import limits
+from server.close import Close, said
 from server.options import Address
 
-LINE_BYTES_MAX = 2**20
+LINE_BYTES_MAX = 2**20  # typed, or heard
 LOST_SECONDS = 60.0  # of silence, until the server has said how often it sends a heartbeat
 ANSWER_SECONDS = 10.0  # for the answers to what was sent, once there is no more to send
 BACKOFF_SECONDS = (0.5, 30.0)
@@ -88,6 +89,7 @@ class Talk:
         self.unanswered: dict[int, str] = {}  # request id -> what it was, for the one who typed it
         self.last_id = 0
         self.writer: asyncio.StreamWriter | None = None
+        self.was_refused = False  # something that was asked for
         self.signed_in = asyncio.Event()
         self.all_answered = asyncio.Event()
         self.all_answered.set()
@@ -133,7 +135,7 @@ class Talk:
         hello = {"op": "connect", **self.who, "channels": self.channels}
         if self.position is not None:
             hello["position"] = self.position
-        self._send(hello)
+        writer.write(_frame(hello))
         try:
             while True:
                 async with asyncio.timeout(self._silence_seconds_max()):
@@ -167,6 +169,9 @@ class Talk:
         self.say(f"! closed by the server: {printable(said(event))}")
         if not event["reconnect"]:
             raise Left(1)
+        if event["code"] == Close.EXPIRED and "token" in self.who:
+            self.say("! sign in with a new one")  # this one would be refused again and again
+            raise Left(1)
         after_ms = event.get("after_ms")
         # The server spreads its clients; a little more keeps those apart that it told the same.
         return None if after_ms is None else after_ms / 1000 * random.uniform(1.0, 1.1)
@@ -188,6 +193,8 @@ class Talk:
             self.all_answered.set()
         if op == "connected":
             self._connected(event)
+        elif op == "error":
+            self.was_refused = True
         elif op == "subscribed" and event["channel"] not in self.channels:
             self.channels.append(event["channel"])
         elif op == "unsubscribed" and event["channel"] in self.channels:
@@ -216,13 +223,14 @@ class Talk:
         except TimeoutError:
             self.say(f"! no answer came to: {', '.join(self.unanswered.values())}")
             raise Left(1) from None
-        raise Left(0)
+        raise Left(1 if line is None and self.was_refused else 0)  # a script wants to know; who types has read it
 
     async def _typed_line(self, typed: asyncio.StreamReader) -> str | None:
         """Return the next line without its blanks, None at the end of the input."""
         try:
             raw = await typed.readline()
         except ValueError:  # the reader's limit
+            self.was_refused = True
             self.say(f"! not sent: a line of more than {LINE_BYTES_MAX} bytes")
             return ""
         return raw.decode(errors="replace").strip() if raw else None
@@ -244,14 +252,20 @@ class Talk:
             self._ask({"op": "publish", "channel": self.channels[0], "data": {"text": line}}, line)
 
     def _ask(self, request: dict[str, object], typed: str) -> None:
+        frame = _frame(request | {"id": self.last_id + 1})
+        if len(frame) > limits.LINE_BYTES_MAX:
+            self.was_refused = True
+            self.say(f"! not sent: {len(frame)} bytes, a server reads lines of at most {limits.LINE_BYTES_MAX}")
+            return
         self.last_id += 1
         self.unanswered[self.last_id] = typed
         self.all_answered.clear()
-        self._send(request | {"id": self.last_id})
-
-    def _send(self, request: Mapping[str, object]) -> None:
         if self.writer:
-            self.writer.write(json.dumps(request, ensure_ascii=False).encode(errors="replace") + b"\n")
+            self.writer.write(frame)
+
+
+def _frame(request: Mapping[str, object]) -> bytes:
+    return json.dumps(request, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def shown(event: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from commands import chat, main
+from server import limits
 from server.options import Address
 
 SECONDS_MAX = 10.0
@@ -332,8 +333,20 @@ async def test_errors_are_printed() -> None:
     scene.type("hello\n")
     scene.end_typing()
     async with scene.playing() as task:
-        assert await task == 0
+        assert await task == 1, "a script wants to know"
     assert scene.said[-1] == "! 4003 channel: not allowed to publish"
+
+
+async def test_a_token_that_has_expired_is_not_tried_again() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.sign_in()
+        peer.tell(op="close", code=3003, reason="the token has expired", reconnect=True, after_ms=10)
+        await peer.line()
+
+    scene = Scene(script)
+    async with scene.playing(token="t") as task:
+        assert await task == 1
+    assert scene.said[-2:] == ["! closed by the server: 3003 the token has expired", "! sign in with a new one"]
 
 
 @pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n", b"[]\n", b'{"op":"close"}\n', b"x" * 2**21])
@@ -348,6 +361,22 @@ async def test_what_is_no_moorage_server_is_left(garbage: bytes) -> None:
     async with scene.playing() as task:
         assert await task == 1
     assert scene.said[-1].endswith("does not speak as a moorage server does")
+
+
+async def test_a_request_longer_than_servers_read_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINE_BYTES_MAX", 1024)
+    heard: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.sign_in()
+        heard.append(await peer.line())
+
+    scene = Scene(script)
+    async with scene.playing() as task:
+        scene.type("x" * 1024 + "\n/quit\n")
+        assert await task == 0
+    assert scene.said[-1] == "! not sent: 1098 bytes, a server reads lines of at most 1024"
+    assert heard == [b""]
 
 
 async def test_a_line_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
