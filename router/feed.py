@@ -232,7 +232,7 @@ class Feed:
         """Redis has lost data: tell everybody, a few at a time. What arrives meanwhile is held."""
         self.head = self.head or str(at).encode()  # until all know: who is cut off between two gaps comes back with it
         self._begin_hold(at.id)
-        self._notice = Notice(at, iter(self._mine()), self, self._carousel, self._all_told, later=self._later)
+        self._notice = Notice(at, iter(self._mine()), self, self._table, self._all_told, later=self._later)
         self._notice.go_on()
 
     def _all_told(self) -> None:

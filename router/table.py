@@ -100,6 +100,11 @@ class Table:
             return entry if entry is None or isinstance(entry, Channel) else self._grow(name, entry)
         return self.channels.get(name)
 
+    def is_sending(self, name: bytes) -> bool:
+        """Tell whether messages of the channel called `name` are being fanned out."""
+        entry = self.users.get(name[1:].decode()) if name[:1] == b"@" else self.channels.get(name)
+        return isinstance(entry, Channel) and entry.round is not None
+
     def sole(self, name: bytes) -> Sink | None:
         """Return the only subscriber of a personal channel called `name`; None when it is another, or has more or none."""
         if name[:1] != b"@":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 from journals import TEXT
 
+from router import notice
 from router.carousel import Carousel
 from router.feed import Joined
 from router.feeds import Feeds, ShardFeed
@@ -67,11 +68,13 @@ class Ear:
 class World:
     """A worker's feeds, and the lines of its shards."""
 
-    def __init__(self) -> None:
+    def __init__(self, slice_seconds_max: float = 1.0) -> None:
         self.table = Table()
         self.later: deque[Callable[[], None]] = deque()
         self.waiting: list[int] = []
-        carousel = Carousel(self.table, slice_seconds_max=1.0, on_full=lambda _: None, on_done=lambda _: None)
+        carousel = Carousel(
+            self.table, slice_seconds_max=slice_seconds_max, on_full=lambda _: None, on_done=lambda _: None
+        )
         self.feeds = Feeds(
             SHARDS, self.table, carousel, later=lambda call, *args: self.later.append(lambda: call(*args)),
             on_lag=lambda _: None, on_waiting=self.waiting.append,
@@ -235,6 +238,24 @@ def test_another_shard_does_not_vouch_for_a_new_epoch_that_is_being_told(world: 
     world.message(room(1), 2, 1)
     assert ear.heard[-1][1].parts[0].epoch == "0000000f"
     assert all(each.heard for each in crowd)
+
+
+def test_a_shard_has_told_all_of_a_new_epoch_however_busy_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notice, "GAPS_PER_TURN", 10)
+    world = World(slice_seconds_max=0.0).up()  # a turn serves a few of a large room
+    crowd = [world.enter(f"u{n}", room(0), room(1))[0] for n in range(100)]
+    for shard in range(SHARDS):
+        world.answer(shard, 0)
+    world.feeds.shards[0].lost()
+    world.feeds.shards[0].restored(b"0000000f-2000-0")
+    for number in range(1, 200):
+        world.message(room(1), number, number - 1)
+        for _ in range(len(world.later)):
+            world.later.popleft()()
+        assert world.waiting[-1] > 0, "the next message is there before all have had this one"
+    assert world.feeds.shards[0].flows
+    mine = {name for name in world.table.names() if shard_of(name, SHARDS) == 0}
+    assert {name for ear in crowd for name, _ in ear.heard} == {room(1), *mine}
 
 
 def test_every_shard_has_its_names_and_no_others(world: World) -> None:
