@@ -86,10 +86,14 @@ class ClusterClient:
 
         pipe = Pipe(pushed, lambda: None, lost)
         try:
-            at = await self._owner(slots.slot_of_key(channel))
-            await _open(pipe, self.site, at, self._tls)
-            pipe.push(pack((b"SSUBSCRIBE", channel)))
-            await subscribed
+            try:
+                at = await self._owner(slots.slot_of_key(channel))
+                await _open(pipe, self.site, at, self._tls)
+                pipe.push(pack((b"SSUBSCRIBE", channel)))
+                await subscribed
+            except BusDown:  # perhaps the slot is elsewhere by now
+                self._map = None
+                raise
             yield following
         finally:
             pipe.close("heard enough")

@@ -14,6 +14,7 @@ from router import cluster as module
 from router import nodes as nodes_module
 from router import topology
 from router.cluster import ShardBus
+from router.cluster_client import ClusterClient
 from router.journal import Retention
 from router.link import Link, Strand
 from router.listeners import Listeners
@@ -160,6 +161,26 @@ async def test_an_unused_link_is_closed(cluster: Cluster, monkeypatch: pytest.Mo
         used = await berths.nodes.link(0)
         await until(lambda: [*berths.nodes.links] == [used], "one is left")
         assert only.connected
+
+
+async def test_who_listens_finds_a_slot_that_has_moved(cluster: Cluster) -> None:
+    place = topology.parse(f"{cluster.url}?shards={SHARDS}")
+    assert isinstance(place, Site)
+    tag = tags(SHARDS)[2]
+    source = cluster.owner(slot_of(tag))
+    target = next(master for master in cluster.masters if master is not source)
+    async with watched():
+        client = ClusterClient(place, None, 3.0)
+        async with client.listening(b"{%b}a" % tag):
+            await asyncio.to_thread(cluster.migrate, slot_of(tag), target)
+        with pytest.raises(BusDown, match="MOVED"):
+            async with client.listening(b"{%b}a" % tag):
+                pass
+        async with client.listening(b"{%b}a" % tag) as heard:
+            target.client.execute_command("SPUBLISH", b"{%b}a" % tag, b"hello")
+            assert await asyncio.wait_for(heard(), 5) == b"hello"
+        await client.aclose()
+        await asyncio.sleep(0)
 
 
 # One pipe, several users.
