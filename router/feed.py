@@ -119,9 +119,7 @@ class Feed:
 
         def enter(in_order: bool) -> None:
             self._joined(names, done, began if in_order else None)
-            self._entering.subtract(names)
-            self._entering += Counter()  # drops what is zero
-            self.bus.leave(names)
+            self._left_off(names)
 
         at = position.parse(began)
         is_in_epoch = at is None or at.epoch == self._place().epoch
@@ -137,6 +135,14 @@ class Feed:
             channel = self._table.channels.get(name)
             if channel is not None and not channel.last:  # it is new: so much of it is known
                 channel.last = self._began if began is not None else self.head[9:]
+
+    def _left_off(self, names: Sequence[bytes]) -> None:
+        """Somebody who was entering `names` has entered, or has gone."""
+        for name in names:
+            self._entering[name] -= 1
+            if not self._entering[name]:
+                del self._entering[name]
+        self.bus.leave(names)
 
     def tick(self) -> None:
         """Let time pass for those who follow; call a few times a second."""

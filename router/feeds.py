@@ -70,10 +70,7 @@ class ShardFeed(Feed):
             channel = self._table.channels.get(name)
             if channel is not None and not channel.last:
                 channel.last = self._began
-            self._entering[name] -= 1
-            if not self._entering[name]:
-                del self._entering[name]
-        self.bus.leave(names)
+        self._left_off(names)
 
     @property
     def here(self) -> bytes:

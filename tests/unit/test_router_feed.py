@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -332,6 +333,23 @@ def test_who_comes_during_a_repair_that_fails_is_told_so(line: Line) -> None:
     line.cut()
     assert began == [None]
     assert b"@second" not in line.feed
+    assert not line.feed._entering
+
+
+def test_a_crowd_that_comes_during_a_repair_does_not_hold_up_the_loop(line: Line) -> None:
+    line.ear("first", b"room:a")
+    line.desk.is_prompt = False
+    line.cut()
+    line.publish(b"room:a")
+    line.restore()
+    began: list[bytes | None] = []
+    at = line.desk.now()
+    for n in range(20_000):
+        line.feed._joined([b"@u%d" % n, b"room:%d" % n], began.append, at)
+    since = time.process_time()
+    line.cut()
+    assert time.process_time() - since < 1.0, "with a look at all who are left for each of them: 10 s"
+    assert began == [None] * 20_000
     assert not line.feed._entering
 
 
