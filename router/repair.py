@@ -21,6 +21,7 @@ from router.replay import Missed, Reader
 log = logging.getLogger("moorage.feed")
 
 NAMES_PER_READ = 500
+PAGES_PER_READ = 500  # the probes of the bus go between two reads, and so does everybody else
 BYTES_MAX = 64 * 1024 * 1024  # of missed messages; past it, the channels left are told of a gap
 
 
@@ -49,7 +50,6 @@ class Repair:
         self._done = done
         self._later = later
         self._messages: list[Message] = []
-        self._bytes = 0
         self._gaps: list[bytes] = []
         self._starts: dict[bytes, Id] = {}  # of channels that had a message since
         self._missed: Missed
@@ -60,7 +60,7 @@ class Repair:
         if chunk:
             self._reader.lasts(list(chunk), lambda lasts: self._lasts(chunk, lasts))
         else:
-            self._missed = Missed(self._reader, self._epoch, self._starts, self._upto)
+            self._missed = Missed(self._reader, self._epoch, self._starts, self._upto, pages_max=PAGES_PER_READ)
             self._read()
 
     def _lasts(self, chunk: dict[bytes, Id], lasts: list[Id | None] | Exception) -> None:
@@ -83,8 +83,7 @@ class Repair:
     def _step(self, found: list[Message] | Exception) -> None:
         if not isinstance(found, Exception):
             self._messages += found
-            self._bytes += sum(len(message.members) for message in found)
-            if self._bytes > BYTES_MAX:
+            if self._missed.bytes > BYTES_MAX:
                 self._give_up(self._missed.abandon(), f"over {BYTES_MAX} bytes were missed")
         elif self._is_lost(found):
             return

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from heapq import heappop, heappush
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from router import journal
@@ -21,6 +23,9 @@ log = logging.getLogger("moorage.replay")
 PAGE_MESSAGES_MAX = 100
 PAGE_BYTES_MAX = 256 * 1024
 PAGE_BYTES_MIN = 8 * 1024  # however many channels are read side by side
+PAGES_PER_STEP = (
+    500  # that are asked for together: the probes of the bus go between two steps, and so does everybody else
+)
 PAGES_KEPT_MAX = 256
 PAGE_SECONDS_MAX = 2.0
 STRAYS_TOLD_MAX = 256  # entries of others of which it is remembered that the log has them
@@ -222,39 +227,44 @@ def _fault(reply: Reply) -> Exception:
 class Missed:
     """What was missed on several channels, merged into the order of the stream, in bounded steps.
 
-    A step reads the next page of every channel of which nothing is at hand. Only what is before the end of the shortest page may
-    be delivered: behind it, another page could still hold something earlier. The rest stays for the next step. The pages of
-    all channels together are about as large as one page of a single channel may be.
+    A step reads the next page of every channel of which nothing is at hand, but at most `pages_max`. When all have been read,
+    what is before the end of the shortest page may be delivered: behind it, another page could still hold something earlier.
+    The rest stays for the next step. The pages of all channels together are about as large as one page of a single channel may be.
     """
 
     def __init__(
-        self, reader: Pages, epoch: str, starts: dict[bytes, Id], upto: Id, *, bytes_max: int = PAGE_BYTES_MAX
-    ) -> None:
+        self, reader: Pages, epoch: str, starts: dict[bytes, Id], upto: Id, *, bytes_max: int = PAGE_BYTES_MAX,
+        pages_max: int = sys.maxsize,
+    ) -> None:  # fmt: skip
         self.gaps: list[bytes] = []  # channels of which something is no longer held
+        self.bytes = 0  # of the messages that were read, handed out or not
         self._reader = reader
         self._epoch = epoch
-        self._after = dict(starts)  # where the next page begins, of the channels that may have one
-        self._ahead: dict[bytes, deque[Entry]] = {}  # read, and not handed out
+        self._unread = dict(starts)  # where the next page begins, of the channels of which nothing is at hand
+        self._ends: list[tuple[int, bytes, Id]] = []  # a heap: the same of the others that have one
+        self._ahead: list[tuple[int, Message]] = []  # a heap: read, and not handed out
         self._upto = upto
         self._bytes_max = max(PAGE_BYTES_MIN, bytes_max // max(1, len(starts)))
+        self._pages_max = pages_max
 
     @property
     def is_done(self) -> bool:
         """True when everything has been handed out."""
-        return not self._after and not self._ahead
+        return not (self._unread or self._ends or self._ahead)
 
     def abandon(self) -> list[bytes]:
         """Give up the channels that may have more, and return them."""
-        left = list({**self._ahead, **self._after})
-        self._after, self._ahead = {}, {}
+        ended, ahead = (name for _, name, _ in self._ends), (message.channel for _, message in self._ahead)
+        left = list(dict.fromkeys([*self._unread, *ended, *ahead]))
+        self._unread, self._ends, self._ahead = {}, [], []
         return left
 
     def step(self, done: Callable[[list[Message] | Exception], None]) -> None:
         """Give `done` the messages that come next, in order, or an exception; and note the `gaps` that were found.
 
-        One step at a time.
+        One step at a time. There may be none yet, where there are more than `pages_max` channels.
         """
-        asked = {name: after for name, after in self._after.items() if name not in self._ahead}
+        asked = dict(islice(self._unread.items(), self._pages_max))
         pages: dict[bytes, Page | Exception] = {}
 
         def answered(name: bytes, page: Page | Exception) -> None:
@@ -270,23 +280,24 @@ class Missed:
 
     def _take(self, pages: dict[bytes, Page]) -> None:
         for name, page in pages.items():
+            del self._unread[name]
             if not page.whole:
                 self.gaps.append(name)
-            if page.entries:
-                self._ahead[name] = deque(page.entries)
+            for id, message in page.entries:
+                heappush(self._ahead, (id.number, message))
+                self.bytes += len(message.members)
             if page.more:
-                self._after[name] = page.entries[-1].id
-            else:
-                del self._after[name]
+                end = page.entries[-1].id
+                heappush(self._ends, (end.number, name, end))
 
     def _ready(self) -> list[Message]:
         """Take what nothing that has not been read can be before."""
-        bound = min((id.number for id in self._after.values()), default=self._upto.number)
-        ready: list[Entry] = []
-        for name, entries in list(self._ahead.items()):
-            while entries and entries[0].id.number <= bound:
-                ready.append(entries.popleft())
-            if not entries:
-                del self._ahead[name]
-        ready.sort(key=lambda entry: entry.id.number)
-        return [entry.message for entry in ready]
+        if self._unread:
+            return []
+        bound, ready = self._ends[0][0] if self._ends else self._upto.number, list[Message]()
+        while self._ahead and self._ahead[0][0] <= bound:
+            ready.append(heappop(self._ahead)[1])
+        while self._ends and self._ends[0][0] <= bound:
+            _, name, end = heappop(self._ends)
+            self._unread[name] = end
+        return ready

@@ -122,5 +122,19 @@ def test_no_more_than_so_many_bytes(
     assert caplog.messages == ["a gap is told on 2 channels: over 2000 bytes were missed"]
 
 
+def test_what_is_read_counts_before_it_is_handed_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "BYTES_MAX", 2000)
+    monkeypatch.setattr(repair, "PAGES_PER_READ", 1)
+    start = desk.place()
+    names = [b"room:%d" % n for n in range(40)]
+    for name in names:
+        desk.publish(name, b'"%b"' % (b"x" * 500))
+    asked: list[bytes] = []
+    monkeypatch.setattr(desk, "ask", lambda command, done, ask=desk.ask: (asked.append(command[0]), ask(command, done)))
+    found = Run(desk, [(name, start.id) for name in names]).finish()
+    assert sorted(found.gaps) == sorted(names)
+    assert asked.count(b"EVALSHA") == 4
+
+
 def test_nothing_to_repair(desk: Desk) -> None:
     assert Run(desk, []).finish() == Found([], [])

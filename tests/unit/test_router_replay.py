@@ -84,6 +84,22 @@ def test_all_channels_in_one_order_over_many_pages(desk: Desk, channels: int) ->
     assert reader.reads <= 700 / 20 + 3 * channels  # none is read twice
 
 
+def test_very_many_channels_are_read_some_at_a_time(desk: Desk) -> None:
+    names = [b"@u%d" % n for n in range(95)]
+    start = desk.place()
+    sent = [number(desk.publish(names[n * 7 % 95])) for n in range(150)]
+    starts = dict.fromkeys(names, start.id)
+    missed = Missed(Reader(desk, desk.keys), start.epoch, starts, desk.place().id, pages_max=10)
+    desk.is_prompt = False
+    steps: list[list[Message] | Exception] = []
+    while not missed.is_done:
+        missed.step(steps.append)
+        assert len(desk.asked) <= 10, "the probes of the bus wait behind them"
+        desk.answer()
+    assert [n for step in steps if isinstance(step, list) for n in numbers(step)] == sent
+    assert not any(steps[:9]), "what has not been read may be earlier"
+
+
 def test_large_messages_come_few_at_a_time(desk: Desk) -> None:
     start, big = desk.place(), b'"%b"' % (b"x" * 60_000)
     names = [b"room:a", b"room:b"]
