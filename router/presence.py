@@ -173,11 +173,11 @@ class Presence:
         channel = self._table.find(name)
         sinks: Sequence[Sink] = ()
         if channel is not None:
+            self._table.settle(channel)
             if len(channel.sinks) > most and not within:
                 self._bus.send(reply_name, b"%b . %d" % (number, len(channel.sinks)), lambda _reply: None)
                 return
             sinks = list(channel.sinks)
-            self._table.settle(channel)
         if within:
             sinks = [sink for sink in sinks if any(channel.name == within[0] for channel in sink.channels)]
         self._answer(reply_name, number, sinks, 0)

@@ -134,6 +134,9 @@ async def test_a_personal_channel(sites: list[Site]) -> None:
     here.hub.carry()
     assert found == [{"alice": 1}]
     assert here.table.users["alice"] is first
+    here.presence.asked(b"@alice", presence.question(asker.reply_name, b"1", 0))
+    assert here.hub.carry() == [b"1 . 1"]
+    assert here.table.users["alice"] is first, "also where only their number is asked for"
     here.enter("alice")
     there.enter("alice")
     found = asker.ask(b"@alice") + asker.ask(b"@bob")
