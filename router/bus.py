@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from router import journal, position
 from router.backoff import backoff
-from router.link import DEADLINE_SECONDS, PING, Link, Subscriber
+from router.link import DEADLINE_SECONDS, PING, Link, Strand, Subscriber
 from router.listeners import Interest, Listeners
 from router.node import Locator, has_moved
 from router.outcome import BusDown, Busy, Refused, Unconfirmed
@@ -226,7 +226,7 @@ class Bus:
         link = self._link = Link(self.pushed, self._on.batch, self._on.answered, self._close)
         await link.open(await self._node.locate(), self._tls, self._client_name)
         self._publisher = link.publisher
-        return link.subscriber
+        return Strand(link.subscriber, self._close)  # who cannot subscribe has to be told from those behind
 
     def _detach(self, why: str) -> None:
         """Leave the link; everything that waits for an answer there is answered."""

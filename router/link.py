@@ -77,7 +77,10 @@ class Link:
 
 
 class Strand:
-    """One shard's part of a subscribing pipe that several share: it can be given up while the pipe lives on."""
+    """A subscribing pipe on which it is known whose an error is, or one shard's part of it where several share one.
+
+    It can be given up while the pipe lives on.
+    """
 
     def __init__(self, pipe: Pipe, on_refused: Callable[[str], None]) -> None:
         self._pipe = pipe
@@ -103,7 +106,7 @@ class Strand:
         self._pipe.send(command, answered)
 
     def push(self, command: bytes) -> None:
-        """Queue a packed command that is answered by pushes, or by one error, where the slot has moved.
+        """Queue a packed command that is answered by pushes, or by one error: the slot has moved, a script of others runs for long.
 
         What is sent behind it always has an answer, so that it is known whose an error is.
         """

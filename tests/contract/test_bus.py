@@ -428,6 +428,21 @@ async def test_nothing_is_published_before_the_bus_is_up(server: Embedded) -> No
     assert station.lost == 0, "what has not been up cannot be lost"
 
 
+async def test_a_refused_subscription_takes_nobody_elses_answer(station: Station, outside: Client) -> None:
+    """As a script of others that runs for long makes Redis refuse; here the right is taken away, and given back."""
+    first = station.join_nowait(b"room:a")
+    outside.execute_command("ACL", "SETUSER", "default", "-subscribe")
+    try:
+        await asyncio.sleep(0)  # it is on its way, and the next one waits for it
+        second = station.join_nowait(b"room:b")
+        assert [await first, await second] == [None, None]
+        await until(lambda: station.lost == 1, "what cannot subscribe is of no use")
+    finally:
+        outside.execute_command("ACL", "SETUSER", "default", "+subscribe")
+    await until(lambda: station.bus.connected, "it is back")
+    assert subscribed(outside, station) == {b"room:a", b"room:b"}
+
+
 async def test_too_many_at_a_time_are_told_so(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "PENDING_MAX", 100)
     answers = await asyncio.gather(*[station.publish_nowait(b"room:a") for _ in range(200)])
