@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Protocol
@@ -218,7 +219,7 @@ class Rosters:
             self._greet(roster, now)
         active, self._active = self._active, {}
         if active:
-            self._see_to(list(active), now)
+            self._see_to(deque(active), now)
 
     def _beat(self, now: float) -> None:
         self._beat_at = now + BEAT_SECONDS
@@ -258,11 +259,12 @@ class Rosters:
         note = Note(Kind.HELLO, self._me, self._life, roster.name.decode(), roster.number, users)
         self._say(roster.name, note, sent)
 
-    def _see_to(self, rosters: list[Roster], now: float) -> None:
+    def _see_to(self, rosters: deque[Roster], now: float) -> None:
         if not self._is_up:
             self._active |= dict.fromkeys(rosters)
             return
-        for roster in rosters[:TURN_ROSTERS]:
+        for _ in range(min(TURN_ROSTERS, len(rosters))):
+            roster = rosters.popleft()
             if self._rosters.get(roster.name) is roster:
                 self._publish(roster, now)
                 self._tell(roster, now)
@@ -272,8 +274,8 @@ class Rosters:
                     self._ungreeted.pop(roster, None)
                 elif roster.is_changed or roster.is_restless:
                     self._active[roster] = None
-        if len(rosters) > TURN_ROSTERS:
-            self._later(self._see_to, rosters[TURN_ROSTERS:], now)
+        if rosters:
+            self._later(self._see_to, rosters, now)
 
     def farewell(self) -> None:
         """Tell what there is to tell before this worker ends."""
