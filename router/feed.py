@@ -188,6 +188,7 @@ class Feed:
             join.enter(False)
         for follower in self.followers:
             follower.lost()
+        self._later(self.batch)  # what was held waits no longer: in a cluster, the links of others may be paused for it
 
     def restored(self, at: bytes) -> None:
         """The bus is back, everything is subscribed, and `at` is where that began."""

@@ -258,6 +258,22 @@ def test_a_shard_has_told_all_of_a_new_epoch_however_busy_the_others_are(monkeyp
     assert {name for ear in crowd for name, _ in ear.heard} == {room(1), *mine}
 
 
+def test_what_a_shard_has_held_waits_no_longer_when_it_goes_down(world: World) -> None:
+    """Otherwise the links of the others, which may be paused for it, would be until it is back."""
+    for n in range(SHARDS * GAPS_PER_TURN * 2):
+        world.enter(f"u{n}", room(0))
+    for shard in range(SHARDS):
+        world.answer(shard, 0)
+    world.feeds.shards[0].lost()
+    world.feeds.shards[0].restored(b"0000000f-2000-0")
+    world.message(room(0), 1, 0)
+    assert world.waiting[-1] > 0, "it waits for all to be told of the new epoch"
+    world.feeds.shards[0].lost()
+    while world.later:
+        world.later.popleft()()
+    assert world.waiting[-1] == 0
+
+
 def test_every_shard_has_its_names_and_no_others(world: World) -> None:
     ear, _began = world.enter("alice", room(0), room(1), room(2), room(2, 1))
     for shard in range(SHARDS):
