@@ -98,7 +98,8 @@ class Bus:
         Those of `names` that have no subscriber in the table behind `done` are unsubscribed again.
         """
         if not self.connected:
-            self._orphans += names
+            if self._subscriber is not None:  # otherwise the table is still to be looked at
+                self._orphans += names
             self._loop.call_soon(done, None)
             return
         for name in names:
@@ -115,7 +116,7 @@ class Bus:
     def leave(self, names: Iterable[bytes]) -> None:
         """Unsubscribe `names`, late, and only those that still have no subscriber by then."""
         now = self._loop.time()
-        for name in names:
+        for name in names if self._subscriber is not None else ():  # otherwise nothing is subscribed
             if name not in self._interest and name not in self._joining:
                 self._leaving[name] = now
 

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from functools import partial
 
 import pytest
@@ -106,6 +106,26 @@ async def test_while_it_is_down_everybody_is_told_at_once(station: Station, prox
     with client_of(valkey) as outside:
         assert subscribed(outside, station) == {b"room:b"}
     await works(station, b"room:b")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_who_comes_and_goes_while_it_is_down_takes_no_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be down for hours, in which clients try again and again."""
+    async with watched():
+        station = Station("unix:///nonexistent.sock")
+        station.start()
+        await until(lambda: "cannot connect: " in caplog.text, "it is down")
+        size = sum(map(len, kept(station)))
+        for number in range(100):
+            assert await station.join(b"@u%d" % number) is None
+            station.leave(b"@u%d" % number)
+        assert sum(map(len, kept(station))) == size
+        await station.stop()
+
+
+def kept(station: Station) -> list[Collection[object]]:
+    """All that a bus keeps of names."""
+    return [value for value in vars(station.bus).values() if isinstance(value, dict | list | set)]
 
 
 @pytest.mark.parametrize("kind", ["pubsub", "normal"])
