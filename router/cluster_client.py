@@ -33,6 +33,7 @@ class ClusterClient:
         self._tls, self._seconds = tls, seconds
         self._pipes: dict[Address, Pipe] = {}
         self._map: tuple[object, Address] | None = None
+        self._known: Sequence[Address] = site.seeds  # who is asked for it
 
     async def aclose(self) -> None:
         """Close every pipe."""
@@ -133,7 +134,7 @@ class ClusterClient:
     async def _ask_map(self) -> tuple[object, Address]:
         """Ask one node after the other. Raises: BusDown."""
         linked = list(self._pipes)
-        others = [at for at in self.site.seeds if at not in self._pipes]
+        others = [at for at in self._known if at not in self._pipes]
         why = ""
         for at in [*random.sample(linked, len(linked)), *random.sample(others, len(others))]:
             pipe = self._pipes.get(at)
@@ -144,8 +145,11 @@ class ClusterClient:
                 async with asyncio.timeout(MAP_SECONDS_MAX):
                     if passing:
                         await _open(pipe, self.site, at, self._tls, replica_too=True)
-                    return await pipe.ask("CLUSTER", "SLOTS"), at
-            except (OSError, Refused, Unconfirmed, BusDown) as error:
+                    found = await pipe.ask("CLUSTER", "SLOTS")
+                owners = slots.owners(found, list(map(slots.slot_of, slots.tags(self.site.shards))), at)
+                self._known = list({*self.site.seeds, *filter(None, owners)})
+                return found, at
+            except (OSError, ValueError, Refused, Unconfirmed, BusDown) as error:
                 why = f"{at}: {error}"
                 passing = True  # of no more use
             finally:

@@ -183,6 +183,20 @@ async def test_who_listens_finds_a_slot_that_has_moved(cluster: Cluster) -> None
         await asyncio.sleep(0)
 
 
+async def test_a_client_outlives_the_nodes_that_its_url_names(cluster: Cluster) -> None:
+    place = topology.parse(f"{cluster.url}?shards={SHARDS}")
+    assert isinstance(place, Site)
+    key = b"test:{%b}a" % tags(SHARDS)[3]
+    async with watched():
+        client = ClusterClient(place, None, 3.0)
+        await client.ask("GET", key)
+        client.site = place._replace(seeds=(Address("127.0.0.1", 1),))  # as if those were gone
+        await client.aclose()  # and every connection cut
+        assert await client.ask("GET", key) is None
+        await client.aclose()
+        await asyncio.sleep(0)
+
+
 # One pipe, several users.
 
 
