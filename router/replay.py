@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -51,6 +52,11 @@ class Page(NamedTuple):
     entries: list[Entry]
     more: bool
     whole: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of its messages."""
+        return sum(len(message.members) for _, message in self.entries)
 
 
 class Asks(Protocol):
@@ -220,6 +226,10 @@ def _entry(name: bytes, epoch: str, id: bytes, members: bytes) -> Entry:
     return Entry(id_of(id), Message(b"message", name, b"%b-%b" % (epoch.encode(), id), members))
 
 
+def _number(entry: Entry) -> int:
+    return entry.id.number
+
+
 def _fault(reply: Reply) -> Exception:
     return reply if isinstance(reply, Exception) else Refused(f"an answer of an unknown form: {reply!r:.200}")
 
@@ -242,7 +252,7 @@ class Missed:
         self._epoch = epoch
         self._unread = dict(starts)  # where the next page begins, of the channels of which nothing is at hand
         self._ends: list[tuple[int, bytes, Id]] = []  # a heap: the same of the others that have one
-        self._ahead: list[tuple[int, Message]] = []  # a heap: read, and not handed out
+        self._ahead: list[tuple[int, bytes, list[Entry]]] = []  # a heap: read, and not handed out, by what comes first
         self._upto = upto
         self._bytes_max = max(PAGE_BYTES_MIN, bytes_max // max(1, len(starts)))
         self._pages_max = pages_max
@@ -254,8 +264,7 @@ class Missed:
 
     def abandon(self) -> list[bytes]:
         """Give up the channels that may have more, and return them."""
-        ended, ahead = (name for _, name, _ in self._ends), (message.channel for _, message in self._ahead)
-        left = list(dict.fromkeys([*self._unread, *ended, *ahead]))
+        left = list(dict.fromkeys([*self._unread, *(name for _, name, _ in (*self._ends, *self._ahead))]))
         self._unread, self._ends, self._ahead = {}, [], []
         return left
 
@@ -283,9 +292,9 @@ class Missed:
             del self._unread[name]
             if not page.whole:
                 self.gaps.append(name)
-            for id, message in page.entries:
-                heappush(self._ahead, (id.number, message))
-                self.bytes += len(message.members)
+            if page.entries:
+                heappush(self._ahead, (page.entries[0].id.number, name, page.entries))
+                self.bytes += page.bytes
             if page.more:
                 end = page.entries[-1].id
                 heappush(self._ends, (end.number, name, end))
@@ -294,10 +303,16 @@ class Missed:
         """Take what nothing that has not been read can be before."""
         if self._unread:
             return []
-        bound, ready = self._ends[0][0] if self._ends else self._upto.number, list[Message]()
+        bound = self._ends[0][0] if self._ends else self._upto.number
+        ready: list[Entry] = []
         while self._ahead and self._ahead[0][0] <= bound:
-            ready.append(heappop(self._ahead)[1])
+            _, name, entries = heappop(self._ahead)
+            count = bisect_right(entries, bound, key=_number)
+            ready += entries[:count]
+            if count < len(entries):
+                heappush(self._ahead, (entries[count].id.number, name, entries[count:]))
         while self._ends and self._ends[0][0] <= bound:
             _, name, end = heappop(self._ends)
             self._unread[name] = end
-        return ready
+        ready.sort(key=_number)  # runs that are in order, which cost next to nothing to merge
+        return [entry.message for entry in ready]

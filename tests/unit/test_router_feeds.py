@@ -68,7 +68,7 @@ class Ear:
 class World:
     """A worker's feeds, and the lines of its shards."""
 
-    def __init__(self, slice_seconds_max: float = 1.0) -> None:
+    def __init__(self, slice_seconds_max: float = 60.0) -> None:
         self.table = Table()
         self.later: deque[Callable[[], None]] = deque()
         self.waiting: list[int] = []
