@@ -124,7 +124,10 @@ def expired(expires: float, now: float) -> PeerError:
 
 def shown(found: object) -> str:
     """Return what a peer sent, short enough to be repeated to it."""
-    text = str(found)
+    try:
+        text = str(found)
+    except RecursionError:  # orjson reads 1,024 levels, and Python prints fewer
+        text = "something nested too deep"
     if not text.isprintable():
         text = ascii(text)  # also for our log
     return text if len(text) <= 64 else text[:61] + "..."

@@ -156,8 +156,7 @@ class Door(ABC):
             else:
                 self.refuse(guest, PeerError(Close.PROXY_UNTRUSTED, "a PROXY header, and proxy_protocol is off"))
         except Exception:
-            log.exception("internal error")
-            self.refuse(guest, PeerError(Close.OUR_FAULT))
+            self._failed(guest)
 
     def refuse(self, guest: Guest, error: PeerError) -> None:
         """Send a guest away, saying why."""
@@ -216,6 +215,8 @@ class Door(ABC):
             self._enter(guest, request, refreshed=True)
         except PeerError as error:
             self.refuse(guest, error)
+        except Exception:
+            self._failed(guest)
 
     def _allowed(self, channels: tuple[str, ...], claims: Claims) -> list[str]:
         """Return `channels` without the user's own, which she has anyway. Raises: PeerError."""
@@ -254,6 +255,11 @@ class Door(ABC):
                 house.received(session, guest.rest)
         except Exception:
             house.failed(session)
+
+    def _failed(self, guest: Guest) -> None:
+        """A bug shows with this guest: it is sent away, the others stay. To be called from the `except`."""
+        log.exception("internal error")
+        self.refuse(guest, PeerError(Close.OUR_FAULT))
 
     def _address(self, guest: Guest, fd: int) -> str:
         guest.address = guest.address or of_socket(fd)

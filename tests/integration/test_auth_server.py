@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,12 @@ def server() -> Iterator[Server]:
 
 def token(user: str = "alice", ttl: float = 60, secret: str = SECRET, **claims: Any) -> str:
     return jwt.encode({"sub": user, "exp": time.time() + ttl, **claims}, secret, "HS256")
+
+
+def deep(name: str) -> str:
+    """Return a token whose header has so many arrays in each other as JSON may, and Python does not print."""
+    head = f'{{"alg":"HS256","{name}":{"[" * 1000}{"]" * 1000}}}'
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in (head, "{}", ""))
 
 
 def moorage_token(*options: str, **environ: str) -> str:
@@ -70,6 +80,7 @@ BAD: dict[str, tuple[Callable[[], str], int, str]] = {
     "no end": (lambda: jwt.encode({"sub": "alice"}, SECRET), 4001, "exp"),
     "not yet": (lambda: token(nbf=time.time() + 60), 4001, "not valid for another"),
     "expired": (lambda: token(ttl=-60), 3003, "expired 6"),
+    "deep": (lambda: deep("kid"), 4001, "kid"),
     "huge": (lambda: "x" * 9000, 4005, "9000 characters"),
 }
 
@@ -209,3 +220,30 @@ def test_a_key_is_reread_on_sighup(start_server: StartServer, tmp_path: Path) ->
     assert everywhere(server, by_old, False)
     total: Json = server.stats()["total"]
     assert total["restarts"] == 1
+
+
+def test_a_token_that_waits_for_the_keys_and_is_bad_costs_only_who_has_it(start_server: StartServer) -> None:
+    is_open = threading.Event()
+    algorithm: Any = jwt.get_algorithm_by_name("EdDSA")
+    body = json.dumps(algorithm.to_jwk(Ed25519PrivateKey.generate().public_key(), as_dict=True)).encode()
+
+    class Issuer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_open.wait(10)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Issuer) as issuer:
+        threading.Thread(target=issuer.serve_forever, daemon=True).start()
+        server = start_server("--workers", "1", "--auth-key", f"http://127.0.0.1:{issuer.server_port}/jwks")
+        with connect(server, token=deep("alg")) as client:
+            wait_until(lambda: server.stats()["total"]["handshaking"] == 1, "it waits for the keys")
+            is_open.set()
+            assert "alg" in client.expect("close", code=4001)["reason"]
+        issuer.shutdown()
+    assert server.stats()["total"]["restarts"] == 0
