@@ -98,10 +98,11 @@ class CatchUp:
             self._begin()
 
     def forget(self, session: Session) -> None:
-        """A session has ended; those still waiting are found out when their turn comes."""
+        """A session has ended. One for which a page is read keeps its turn until that has come: Redis sends it all the same.
+
+        Those still waiting are found out when their turn comes.
+        """
         self._sending.pop(session, None)
-        if self._reading.pop(session, None) is not None:
-            self._begin()
 
     def _begin(self) -> None:
         while self._waiting and len(self._reading) < ACTIVE_MAX:
@@ -113,6 +114,7 @@ class CatchUp:
     def _next(self, work: _Work) -> None:
         session = work.session
         if session.fd == CLOSED:
+            self._leave(session)
             return
         if not work.missed.is_done:
             work.missed.step(lambda found: self._found(work, found))
@@ -126,12 +128,18 @@ class CatchUp:
     def _found(self, work: _Work, found: list[Message] | Exception) -> None:
         session = work.session
         if session.fd == CLOSED:
-            return
-        if isinstance(found, Exception):
+            self._leave(session)
+        elif isinstance(found, Exception):
             is_of_bus = isinstance(found, BusDown | Busy | Refused | Unconfirmed)
             self._house.end(session, Close.BUS_DOWN if is_of_bus else Close.OUR_FAULT)
+            self._leave(session)
         elif self._house.pool.overtake(session, work.frames(found)):
             self._later(self._next, work)
         else:
             self._sending[session] = self._reading.pop(session)
             self._begin()
+
+    def _leave(self, session: Session) -> None:
+        """Give the turn of one that has gone to another."""
+        del self._reading[session]
+        self._begin()

@@ -140,6 +140,25 @@ def test_no_more_than_so_many_read_at_a_time(hall: Hall, monkeypatch: pytest.Mon
     assert [guest.numbers() for guest in guests] == [[each] for each in sent]
 
 
+def test_those_who_leave_do_not_make_redis_send_more_at_a_time(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for a session that has gone comes all the same: until then it has its turn."""
+    monkeypatch.setattr(catchup, "ACTIVE_MAX", 3)
+    hall.desk.is_prompt = False
+    since = hall.desk.place()
+    for n in range(10):
+        hall.desk.publish(b"room:%d" % n)
+    for n in range(10):
+        guest = hall.open(f"u{n}")
+        come_back(hall, guest, since, b"room:%d" % n)
+        hall.work()
+        hall.end(guest.session, Close.STOPPED)
+        assert len(hall.desk.asked) <= 3
+    while hall.desk.asked:
+        hall.desk.answer(1)
+        hall.work()
+    assert len(hall.catchup) == 0
+
+
 @pytest.mark.parametrize("close", ["by us", "by the peer"])
 @pytest.mark.parametrize("answers", range(4))
 def test_a_session_that_ends_at_any_moment(hall: Hall, close: str, answers: int) -> None:
