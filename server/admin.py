@@ -27,7 +27,7 @@ from server.gate import CHALLENGE, Gate
 from server.meter import Meter
 from server.overview import Overview
 from server.stats import Pages
-from server.web import Connection, fault, http_fault
+from server.web import Connection, fault, http_fault, read_body
 
 log = logging.getLogger("moorage.admin")
 
@@ -285,7 +285,7 @@ async def _object(request: web.Request) -> dict[str, Any]:
         reason = f"found {request.content_type[:80]!r}, want application/json"
         raise PeerError(Close.BAD_REQUEST, reason, "Content-Type")
     try:
-        body = orjson.loads(await request.read())
+        body = orjson.loads(await read_body(request))
     except orjson.JSONDecodeError as error:
         raise PeerError(Close.BAD_REQUEST, f"not JSON: {error}", "body") from None
     if not isinstance(body, dict):

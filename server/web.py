@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from router import journal
@@ -248,7 +249,7 @@ class Web:
             response = fault(PeerError(Close.PUBLISH_RATE))
             response.headers["Retry-After"] = str(-(-wait_ms // 1000))
             return response
-        publish = lines.parse_publish(await request.read(), self._message_bytes_max)
+        publish = lines.parse_publish(await read_body(request), self._message_bytes_max)
         await self._check_publish(claims, publish.channel)
         members = journal.members(claims.user, time.time_ns() // 1_000_000, publish.data)
         once = f"{claims.user} {publish.idempotency}".encode() if publish.idempotency else b""
@@ -326,6 +327,18 @@ class _Entry(asyncio.Protocol):
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(self._first)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Return the body of a request. Raises: PeerError when it cannot be read, or nobody is there any more to send it."""
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        raise PeerError(Close.BAD_REQUEST, f"cannot be read: {error}", "body") from None
+    except (ConnectionError, RuntimeError):  # the latter, where aiohttp begins to read of a connection that is gone
+        if request.transport is not None:
+            raise
+        raise PeerError(Close.LEFT) from None
 
 
 def fault(error: PeerError, status: int | None = None) -> web.Response:

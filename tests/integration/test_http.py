@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -132,6 +133,33 @@ def test_faults_of_http_itself_are_json(server: Server) -> None:
         head, _, body = whole.partition(b"\r\n\r\n")
         assert b"application/json" in head
         assert json.loads(body)["error"]["reason"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("port", ["http", "admin"])
+def test_a_body_that_cannot_be_read_is_refused(server: Server, port: str, encoding: str) -> None:
+    path = "/publish?user=a" if port == "http" else "/api/publish"
+    headers = f"Content-Type: application/json\r\nContent-Encoding: {encoding}\r\nContent-Length: 5"
+    with socket.create_connection(server.addresses[port][0], timeout=10) as sock:
+        sock.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\nhello".encode())
+        answer = sock.recv(65536)
+    assert answer.split()[1] == b"400", answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == 4000
+    assert "internal error" not in "".join(server.log)
+
+
+@pytest.mark.parametrize("port", ["http", "admin"])
+def test_a_client_that_leaves_inside_its_body_is_no_error_of_ours(server: Server, port: str) -> None:
+    path = "/publish?user=a" if port == "http" else "/api/publish"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    for is_reset in (False, True):
+        with socket.create_connection(server.addresses[port][0], timeout=10) as sock:
+            if is_reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.sendall(head.encode() + b'{"cha')
+            wait_until_read(server, sock)
+    wait_until_read(server, sock)
+    assert "internal error" not in "".join(server.log)
 
 
 def test_health(server: Server) -> None:
