@@ -113,6 +113,11 @@ class Handler(Connection):
         """True while it waits for the next request: everything before has been answered, bodies are read."""
         return self._waiter is not None and not self._waiter.done()
 
+    def hold_off(self) -> None:
+        """Have the transport not read, if it was not to."""
+        if self._buffer_paused or self._reading_paused:
+            self._pause_transport_reading()
+
     def data_received(self, data: bytes) -> None:
         """Take back a connection that was kept alive and now asks for a stream.
 
@@ -327,6 +332,8 @@ class _Entry(asyncio.Protocol):
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(self._first)
+        # The transport begins to read behind this, even if it was told not to: `first` may hold more than is handled at once.
+        asyncio.get_running_loop().call_soon(handler.hold_off)
 
 
 async def read_body(request: web.Request) -> bytes:

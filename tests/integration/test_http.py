@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -244,6 +245,18 @@ def test_what_looks_like_a_stream_inside_a_request_is_not_one(server: Server, pi
             answer = sock.recv(65536)
             assert answer.startswith(b"HTTP/1.1 400" if pieces[0].startswith(b"POST") else b"HTTP/1.1 200")
             assert b"event-stream" not in answer
+
+
+def test_who_asks_on_and_on_and_reads_nothing_is_not_read_either(server: Server) -> None:
+    """Requests in one packet with the first one, too: what lies in the kernel's buffers is all that anybody can send."""
+    requests = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
+    with socket.create_connection(server.http, timeout=2) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 64 * 1024 * 1024:
+                sent += sock.send(requests[sent % len(requests) :])
+    assert sent < 32 * 1024 * 1024
 
 
 def wait_until_read(server: Server, sock: socket.socket) -> None:
