@@ -49,7 +49,9 @@ class House:
     def __init__(self) -> None:
         self.stats = Stats()
         self.muted: set[Session] = set()
-        self.pool = SimpleNamespace(stats=self.stats, mute=self.muted.add, unmute=self.muted.remove)
+        self.looks = 0  # at the clock
+        self.lines_per_turn = 1_000_000
+        self.pool = SimpleNamespace(stats=self.stats, mute=self.muted.add, unmute=self.muted.remove, now=self.now)
         self.bus = self
         self.joins: list[Callable[[bytes | None], None]] = []
         self.feed = self
@@ -60,6 +62,11 @@ class House:
         self.is_down = False
         house: Any = self
         self.requests = Requests(house, Namespaces(), channels_max=128, message_bytes_max=65536)
+
+    def now(self) -> float:
+        """A clock that is looked at every 8 lines, of which a turn has time for so many."""
+        self.looks += 1
+        return self.looks * 8 * limits.TURN_SECONDS_MAX / self.lines_per_turn
 
     def join(self, _names: list[bytes], done: Callable[[bytes | None], None]) -> None:
         self.joins.append(done)
@@ -199,3 +206,30 @@ def test_who_goes_on_from_a_position_without_a_bus_is_not_let_in(house: House) -
     assert alice.channels == ()
     assert answered == {"op": "pong", "id": 2}, "she is read again"
     assert not house.muted
+
+
+def test_who_sends_more_than_a_turn_has_time_for_goes_on_in_the_next(house: House) -> None:
+    house.lines_per_turn = 16
+    session, other = Speaker("alice"), Speaker("bob")
+    house.requests.received(session, b"".join(b'{"op":"ping","id":%d}\n' % n for n in range(50)) + b'{"op":"pi')
+    assert session.take() == [("pong", n) for n in range(16)]
+    assert house.muted == {session}, "nothing more is read of her meanwhile"
+    house.requests.received(other, b'{"op":"ping","id":1}\n')
+    assert other.take() == [("pong", 1)]
+    for first, end in ((16, 32), (32, 48), (48, 50)):
+        house.end_turn()
+        assert session.take() == [("pong", n) for n in range(first, end)]
+    assert not house.muted
+    house.requests.received(session, b'ng","id":50}\n')
+    assert session.take() == [("pong", 50)]
+
+
+def test_who_is_gone_when_her_next_turn_comes_is_not_missed(house: House) -> None:
+    house.lines_per_turn = 16
+    session = Speaker("alice")
+    house.requests.received(session, b'{"op":"ping","id":1}\n' * 50)
+    session.fd = CLOSED
+    house.requests.forget(session)
+    house.end_turn()
+    assert len(session.take()) == 16
+    assert not house.faulty
