@@ -281,7 +281,11 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for signum in _SIGNALS:
             signal.signal(signum, signal.SIG_DFL)
-        for signum in (signal.SIGHUP, signal.SIGUSR1):  # HUP: until it knows what to read again
+        for signum in (
+            signal.SIGTERM,
+            signal.SIGHUP,
+            signal.SIGUSR1,
+        ):  # until it can; that we are left it sees for itself
             signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         setproctitle(f"moorage: {child.name}")

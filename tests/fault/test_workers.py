@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -333,6 +334,36 @@ def test_a_drain_ends_when_nobody_is_left(start_server: StartServer) -> None:
     wait_until(lambda: server.stats()["total"]["draining"], "it drains")
     client.close()
     assert server.process.wait(5) == 0
+
+
+SLOW_TO_BEGIN = """
+import os, time
+from server.shard import Shard
+
+begin = Shard.__init__
+
+def begin_(self, *given):
+    while not os.path.exists(os.environ["MAY_BEGIN"]):
+        time.sleep(0.01)
+    begin(self, *given)
+
+Shard.__init__ = begin_
+"""
+
+
+def test_sigterm_while_it_starts(start_server: StartServer, tmp_path: Path) -> None:
+    """More workers than may be replaced in a minute: none of them has to be."""
+    may_begin = tmp_path / "may begin"
+    server = start_server(
+        "--workers", "12", "--drain-seconds", "1",
+        wait=False, before=SLOW_TO_BEGIN, env={"MAY_BEGIN": str(may_begin)},
+    )  # fmt: skip
+    wait_until(lambda: len(server.workers()) == 12, "all workers are born")
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "draining" in "".join(server.log), "it is told to stop")
+    may_begin.touch()
+    assert server.process.wait(20) == 0
+    assert "replacing it" not in "".join(server.log)
 
 
 @pytest.mark.parametrize(
