@@ -32,6 +32,7 @@ _RUN = (files("router") / "run.lua").read_bytes()
 _EPOCH = (files("router") / "epoch.lua").read_bytes()
 NOW = _RUN + _EPOCH + _NOW
 MISSED = (files("router") / "missed.lua").read_bytes()
+NEWEST = (files("router") / "newest.lua").read_bytes()
 _HOME = _EPOCH + (files("router") / "home.lua").read_bytes()
 
 
@@ -64,8 +65,8 @@ SHARDED = Dialect(
     _sha(_SPUBLISH),
     _COMMENT.sub(b"", _RUN + _HOME + _NOW),
 )
-SCRIPTS = {_sha(script): script for script in (PUBLISH, _SPUBLISH, MISSED)}  # as EVALSHA names them
-PUBLISH_SHA, MISSED_SHA = _sha(PUBLISH), _sha(MISSED)
+SCRIPTS = {_sha(script): script for script in (PUBLISH, _SPUBLISH, MISSED, NEWEST)}  # as EVALSHA names them
+PUBLISH_SHA, MISSED_SHA, NEWEST_SHA = map(_sha, (PUBLISH, MISSED, NEWEST))
 
 RESUME_SECONDS_MAX = 7 * 24 * 3600  # how long it is remembered that a channel had a last message
 ONCE_SECONDS_MAX = 300  # how long an idempotency key keeps a message from being published again
@@ -136,6 +137,10 @@ class Keys:
         """Return what follows the script MISSED; `after` is a position."""
         keys = (b"3", self._stream + name, self._last + name, self.clock)
         return (*keys, after, b"%d" % messages_max, b"%d" % bytes_max)
+
+    def newest_args(self, name: bytes, after: bytes, messages_max: int, bytes_max: int) -> tuple[bytes, ...]:
+        """Return what follows the script NEWEST; `after` is an id, or b""."""
+        return (b"1", self._stream + name, after, b"%d" % messages_max, b"%d" % bytes_max)
 
 
 @lru_cache(maxsize=1024)

@@ -24,9 +24,7 @@ log = logging.getLogger("moorage.replay")
 PAGE_MESSAGES_MAX = 100
 PAGE_BYTES_MAX = 256 * 1024
 PAGE_BYTES_MIN = 8 * 1024  # however many channels are read side by side
-PAGES_PER_STEP = (
-    500  # that are asked for together: the probes of the bus go between two steps, and so does everybody else
-)
+NEWEST_BYTES_MAX = 4 * 1024 * 1024  # of history in one answer; all of a worker wait behind it on one pipe
 PAGES_KEPT_MAX = 256
 PAGE_SECONDS_MAX = 2.0
 STRAYS_TOLD_MAX = 256  # entries of others of which it is remembered that the log has them
@@ -129,12 +127,15 @@ class Reader:
     def newest(
         self, name: bytes, epoch: str, after: Id | None, limit: int, done: Callable[[list[Entry] | Exception], None]
     ) -> None:
-        """Give `done` at most `limit` messages of `name`, in order: those behind `after`, or the newest."""
+        """Give `done` at most `limit` messages of `name`, in order: those behind `after`, or the newest.
+
+        Fewer, where they are large.
+        """
 
         def answered(reply: Reply) -> None:
             done(newest_entries(name, epoch, after, reply) if isinstance(reply, list) else _fault(reply))
 
-        self._bus.ask(newest_command(self._keys, name, after, limit), answered)
+        self._bus.ask((b"EVALSHA", journal.NEWEST_SHA, *newest_args(self._keys, name, after, limit)), answered)
 
     def lasts(self, names: Sequence[bytes], done: Callable[[list[Id | None] | Exception], None]) -> None:
         """Give `done` the id of the last message of each of `names`; None where none is remembered.
@@ -180,16 +181,13 @@ class Reader:
             self._kept.popitem(last=False)
 
 
-def newest_command(keys: journal.Keys, name: bytes, after: Id | None, limit: int) -> tuple[bytes, ...]:
-    """Return what asks for at most `limit` messages of `name`: those behind `after`, or the newest."""
-    stream, count = keys.stream(name), b"%d" % limit
-    if after is None:
-        return (b"XREVRANGE", stream, b"+", b"-", b"COUNT", count)
-    return (b"XRANGE", stream, b"(" + bytes(after), b"+", b"COUNT", count)
+def newest_args(keys: journal.Keys, name: bytes, after: Id | None, limit: int) -> tuple[bytes, ...]:
+    """Return what the script NEWEST needs to find at most `limit` messages of `name`: those behind `after`, or the newest."""
+    return keys.newest_args(name, b"" if after is None else bytes(after), limit, NEWEST_BYTES_MAX)
 
 
 def newest_entries(name: bytes, epoch: str, after: Id | None, reply: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
-    """Return what the answer to `newest_command` holds of ours, from the oldest on."""
+    """Return what the script NEWEST has found of ours, from the oldest on."""
     found = []
     for id, fields in reply:
         if len(fields) > 3 and _is_ours(fields[3]):

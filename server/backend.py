@@ -22,7 +22,7 @@ from router.namespaces import Namespaces, Policy, personal
 from router.note import UNANSWERED
 from router.outcome import Refused, Unconfirmed
 from router.presence import Found, Tally, question
-from router.replay import newest_command, newest_entries
+from router.replay import newest_args, newest_entries
 from router.vector import Vector, shard_of
 from server import limits
 from server.access import backend_may_publish
@@ -118,7 +118,7 @@ class Backend:
             # First: where nothing is found, nothing that comes later may be before the position that is answered.
             head = await self._head(ask, name)
             since = behind(after, vector.parse(after, len(self._keys)), head, name)
-            reply = await ask(*newest_command(self._keys_of(name), name, since, limit))
+            reply = await ask("EVAL", journal.NEWEST, *newest_args(self._keys_of(name), name, since, limit))
         return history_members(newest_entries(name, head.part(name).epoch, since, reply), after, head)
 
     async def _now(self, ask: clients.Ask, keys: journal.Keys) -> bytes:

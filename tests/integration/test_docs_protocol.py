@@ -15,7 +15,7 @@ import redis
 from harness import DEADLINE_SECONDS, ROOT, Server
 from pages import DOCS, table, written_anew
 
-from router import journal, presence, roster, rosters
+from router import journal, presence, replay, roster, rosters
 from router.embedded import Embedded
 from server import admin, limits, lines, web
 from server.close import Close, PeerError
@@ -69,6 +69,7 @@ def limits_table() -> str:
             "4000",
             "",
         ),
+        ("their `data` together", size(replay.NEWEST_BYTES_MAX), "fewer messages", ""),
         ("channels of one publish on the admin port", f"{admin.CHANNELS_PER_PUBLISH_MAX:,}", "4000", ""),
         ("the head of an HTTP request", size(limits.HEAD_BYTES_MAX), "4005, status 431", ""),
         ("its URL", size(limits.URL_BYTES_MAX), "4005, status 414", ""),

@@ -62,6 +62,23 @@ def test_a_large_page_is_no_reason_to_be_called_slow(client: LineClient) -> None
     client.expect("pong", id=1)
 
 
+def test_large_messages_make_small_pages(server: Server, client: LineClient) -> None:
+    """All of a worker wait behind an answer, and whoever does not read it has it held for her."""
+    start = client.connected["position"]
+    publish(client, "room:larger", *[f"{n:03}{'x' * 60_000}" for n in range(100)])
+    numbers, at = list[int](), start
+    while page := (answer := ask(client, "room:larger", after=at, limit=1000))["messages"]:
+        assert len(page) < 70
+        numbers += [int(each["data"][:3]) for each in page]
+        at = answer["position"]
+    assert numbers == list(range(100))
+    newest = [int(each["data"][:3]) for each in ask(client, "room:larger", limit=1000)["messages"]]
+    assert 60 < len(newest) < 70
+    assert newest == list(range(100))[-len(newest) :]
+    status, answer = server.request("GET", "/api/channels/room%3Alarger/history?limit=1000", admin=True)
+    assert (status, len(answer["messages"])) == (200, len(newest))
+
+
 def test_a_page_and_what_follows_it_live_is_everything(client: LineClient) -> None:
     """History, and then a subscription from where it ends: the way to begin with the past."""
     publish(client, "room:begin", *range(10))
