@@ -21,6 +21,7 @@ from aiohttp import web
 from router import clients
 from server import limits, lines, metrics, options
 from server.backend import BUS_SECONDS_MAX, Backend
+from server.claims import shown
 from server.close import Close, PeerError
 from server.config import Config
 from server.gate import CHALLENGE, Gate
@@ -137,10 +138,10 @@ class Admin:
                 web.get("/metrics", self._metrics),
                 web.get("/api/stats", self._stats),
                 web.get("/api/capacity", self._capacity),
-                web.get("/api/channels/{channel}/history", self._history),
-                web.get("/api/channels/{channel}/presence", self._presence),
+                web.get("/api/channels/{channel:[^/]+}/history", self._history),
+                web.get("/api/channels/{channel:[^/]+}/presence", self._presence),
                 web.post("/api/publish", self._publish),
-                web.post("/api/users/{user}/disconnect", self._disconnect),
+                web.post("/api/users/{user:[^/]+}/disconnect", self._disconnect),
             ]
         )
 
@@ -249,7 +250,7 @@ class Admin:
         body = await _object(request) if request.can_read_body else {}
         reconnect = body.get("reconnect", False)
         if type(reconnect) is not bool:
-            raise PeerError(Close.BAD_REQUEST, f"found {str(reconnect)[:80]!r}, want true or false", "reconnect")
+            raise PeerError(Close.BAD_REQUEST, f"found {shown(reconnect)!r}, want true or false", "reconnect")
         return _json({"workers": await self._backend.disconnect(user, reconnect=reconnect)})
 
 
@@ -269,7 +270,7 @@ class DrainOrder:
         try:
             seconds = self._read(body.get("seconds", self._seconds))
         except ValueError as wanted:
-            reason = f"found {str(body['seconds'])[:80]!r}, want {wanted}"
+            reason = f"found {shown(body['seconds'])!r}, want {wanted}"
             raise PeerError(Close.BAD_REQUEST, reason, "seconds") from None
         if not self._pages.supervisor_pid:
             raise PeerError(Close.OUR_FAULT, "the supervisor is not known")

@@ -62,7 +62,7 @@ def read(server: Server, channel: str, what: str) -> tuple[int, Json]:
 # History.
 
 
-@pytest.mark.parametrize("channel", ["room:told", "@told", "плот:ß/?#%41+\"'\\"])
+@pytest.mark.parametrize("channel", ["room:told", "@told", "плот:ß/?#%41+\"'\\", "room:{a}"])
 def test_history_is_the_one_that_clients_get(server: Server, channel: str) -> None:
     with server.joined("told") as client:
         for n in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 import pytest
 from harness import Json, Server, wait_until
@@ -152,6 +153,20 @@ def test_an_operator_disconnects_a_user_everywhere(server: Server) -> None:
     assert server.request("POST", "/api/users/nobody/disconnect", admin=True)[0] == 200
     other.send({"op": "ping", "id": 1})
     other.expect("pong", id=1)
+
+
+def test_an_operator_disconnects_a_user_of_any_name(server: Server) -> None:
+    for name in ("{a}", "a/b", "плот"):
+        client = server.joined(name)
+        assert server.request("POST", f"/api/users/{quote(name, safe='')}/disconnect", admin=True)[0] == 200
+        client.expect("close", code=4009)
+
+
+@pytest.mark.parametrize(("path", "name"), [("/api/users/a/disconnect", "reconnect"), ("/api/drain", "seconds")])
+def test_what_is_nested_too_deep_to_be_printed(server: Server, path: str, name: str) -> None:
+    body = f'{{"{name}":{"[" * 1000}{"]" * 1000}}}'.encode()
+    status, answer = server.request("POST", path, body, admin=True)
+    assert (status, answer["error"]["code"], answer["error"]["field"]) == (400, 4000, name)
 
 
 def test_the_dashboard_and_what_is_not_here(server: Server) -> None:
