@@ -229,15 +229,6 @@ class Pool:
         self._append(backlog, rest)
         return True
 
-    def answer(self, session: Session, frame: bytes) -> bool:
-        """Send what the peer has asked for, however long it is; False when it is too slow for what it had before."""
-        if session.backlog is not None:
-            return self.hold(session, frame)
-        self.cork(session)
-        self.overtake(session, frame)
-        self.uncork(session)
-        return True
-
     def cork(self, session: Session) -> None:
         """Let everything that is offered wait, until `uncork`; what waits already goes first."""
         waiting = session.backlog

@@ -96,6 +96,7 @@ class Requests:
         self._busy: dict[Session, list[bytes]] = {}  # lines that wait for the answer to the one before them
         self._in_flight: dict[Session, int] = {}  # publishes that wait for Redis, of those who have any
         self._answers: dict[Session, list[bytes]] = {}  # to publishes: Redis answers many at a time
+        self._sending: set[Session] = set()  # those of whose answer the kernel has not taken all
         self._told_at = -math.inf
         self._answer: dict[type, Callable[[Session, lines.Request], None]] = {
             lines.Connect: self._connect,
@@ -128,6 +129,7 @@ class Requests:
         self._rests.pop(session, None)
         self._busy.pop(session, None)
         self._in_flight.pop(session, None)
+        self._sending.discard(session)
 
     def _handle(self, session: Session, found: list[bytes]) -> None:
         """Answer lines, for at most 2 ms: who sends thousands in one packet is read on in the next turn."""
@@ -361,7 +363,19 @@ class Requests:
             fault = found if isinstance(found, PeerError) else bus_fault(found)
             fault.id = request.id
             frame = lines.error(fault, retry_ms(fault.code))
-        if not self._house.pool.answer(session, frame):
-            self._house.end(session, Close.SLOW)
-        elif session.fd != CLOSED:
+        self._house.pool.cork(session)
+        if self._house.pool.overtake(session, frame):
+            self._taken(session)
+        else:  # what is asked for next comes when there is room for it: she may have asked for much
+            self._sending.add(session)
+
+    def drained(self, session: Session) -> None:
+        """The kernel has taken all of a long answer."""
+        if session in self._sending:
+            self._sending.remove(session)
+            self._house.later(partial(self._go_on, self._taken, session))
+
+    def _taken(self, session: Session) -> None:
+        if session.fd != CLOSED:
+            self._house.pool.uncork(session)
             self.release(session)

@@ -256,6 +256,7 @@ class Shard:
     def drained(self, session: Session) -> None:
         """The kernel has taken all that was to overtake the cork."""
         self.catchup.drained(session)
+        self.requests.drained(session)
 
     # What the bus tells.
 

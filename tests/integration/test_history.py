@@ -62,6 +62,16 @@ def test_a_large_page_is_no_reason_to_be_called_slow(client: LineClient) -> None
     client.expect("pong", id=1)
 
 
+def test_many_large_pages_asked_for_at_once_are_sent_as_they_are_read(client: LineClient) -> None:
+    publish(client, "room:large", *["x" * 60_000 for _ in range(60)])
+    client.send(*({"op": "history", "id": n, "channel": "room:large", "limit": 60} for n in range(8)))
+    client.send({"op": "publish", "id": 8, "channel": "room:h", "data": 1})
+    assert [len(client.expect("history", id=n)["messages"]) for n in range(8)] == [60] * 8
+    client.expect("message", channel="room:h")
+    client.send({"op": "ping", "id": 10})
+    client.expect("pong", id=10)
+
+
 def test_large_messages_make_small_pages(server: Server, client: LineClient) -> None:
     """All of a worker wait behind an answer, and whoever does not read it has it held for her."""
     start = client.connected["position"]
