@@ -100,6 +100,15 @@ class Connection(RequestHandler):
         response.force_close()
         return response
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send a response. The one that aiohttp has for an expectation comes past the middlewares."""
+        if isinstance(resp, web.HTTPExpectationFailed):
+            found = request.headers.get("Expect", "")
+            resp = fault(PeerError(Close.BAD_REQUEST, f"found {found[:32]!r}, want 100-continue", "Expect"))
+        return await super().finish_response(request, resp, start_time)
+
 
 class Handler(Connection):
     """One of the public port, with two more things that aiohttp's does not do."""

@@ -128,6 +128,7 @@ def test_faults_of_http_itself_are_json(server: Server) -> None:
         b"POST /publish?user=a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /publish?user=a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"BREW /pot HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nConnection: close\r\n\r\n",
     ):
         whole = speak(server, request)
         assert re.match(rb"HTTP/1.[01] 40[05] ", whole), whole
