@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import Algorithm
 
+from server.claims import shown
 from server.options import AUTH_SECRET_BYTES_MIN
 
 WANTED = "an RSA key of 2048 bits or more, an EC key on P-256 or an Ed25519 key"
@@ -164,16 +165,16 @@ def _from_jwk(jwk: object, published: bool) -> Key:
     """Return the key that a member of a JWKS is. Raises: ValueError with why it is of no use here."""
     if not isinstance(jwk, dict):
         raise ValueError("not an object")
-    kid, kind = jwk.get("kid"), str(jwk.get("kty"))
+    kid, kind = jwk.get("kid"), shown(jwk.get("kty"))
     if kid is not None and not isinstance(kid, str):
         raise ValueError("kid is not a string")
     operations = jwk.get("key_ops", ["verify"])
     if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         raise ValueError("not for verifying signatures")
-    curve = str(jwk.get("crv")) if kind in {"EC", "OKP"} else ""
+    curve = shown(jwk.get("crv")) if kind in {"EC", "OKP"} else ""
     name = _ALGORITHM_OF_TYPE.get((kind, curve))
     if name is None or jwk.get("alg", name) != name:
-        raise ValueError(f"kty {kind} {curve} alg {jwk.get('alg')}".replace("  ", " "))
+        raise ValueError(f"kty {kind} {curve} alg {shown(jwk.get('alg'))}".replace("  ", " "))
     if "d" in jwk:
         raise ValueError("a private key, which nobody but the signer should have")
     if kind == "oct" and published:

@@ -145,6 +145,9 @@ def test_of_no_use_and_why(member: object, reason: str) -> None:
     assert [key.kid for key in kept.keys] == ["good"]
 
 
+DEEP = (b"kty", b"crv", b"alg")  # may hold as many arrays in each other as JSON may, and Python does not print
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -154,6 +157,7 @@ def test_of_no_use_and_why(member: object, reason: str) -> None:
         (b'{"keys":{}}', 'JSON without a list "keys"'),
         (b'{"keys":[]}', r"no usable key \(the list is empty\)"),
         (jwks(*[GOOD] * 101), "found 101 keys, wanted at most 100"),
+        *((b'{"kty":"EC","%b":%b%b}' % (name, b"[" * 1000, b"]" * 1000), "key 0: kty") for name in DEEP),
     ],
 )
 def test_what_is_no_key_set(text: bytes, reason: str) -> None:
