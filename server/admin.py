@@ -25,10 +25,10 @@ from server.claims import shown
 from server.close import Close, PeerError
 from server.config import Config
 from server.gate import CHALLENGE, Gate
+from server.http import Connection, fault, http_fault, json, json_text, read_body
 from server.meter import Meter
 from server.overview import Overview
 from server.stats import Pages
-from server.web import Connection, fault, http_fault, read_body
 
 log = logging.getLogger("moorage.admin")
 
@@ -185,7 +185,7 @@ class Admin:
         return web.Response(body=self._dashboard, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        return _json({"status": "ok"})
+        return json({"status": "ok"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         accept = ",".join(request.headers.getall("Accept", []))
@@ -193,10 +193,10 @@ class Admin:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _stats(self, _request: web.Request) -> web.Response:
-        return _json(self._overview.read(time.monotonic()))
+        return json(self._overview.read(time.monotonic()))
 
     async def _capacity(self, _request: web.Request) -> web.Response:
-        return _json(await asyncio.to_thread(self._judged))
+        return json(await asyncio.to_thread(self._judged))
 
     def _judged(self) -> dict[str, Any]:
         """What was measured, and what follows from it. The windows are its raw material and stay here."""
@@ -212,12 +212,12 @@ class Admin:
         (channel,) = _channels([request.match_info["channel"]], "channel")
         after = lines.checked_position(_single(request, "after"), "after")
         found = await self._backend.history(channel, after, _limit(_single(request, "limit")))
-        return _json_text(b'{"channel":%b%b}' % (orjson.dumps(channel), found))
+        return json_text(b'{"channel":%b%b}' % (orjson.dumps(channel), found))
 
     async def _presence(self, request: web.Request) -> web.Response:
         (channel,) = _channels([request.match_info["channel"]], "channel")
         found = await self._backend.presence(channel)
-        return _json({"channel": channel, "users" if isinstance(found, dict) else "connections": found})
+        return json({"channel": channel, "users" if isinstance(found, dict) else "connections": found})
 
     # What is done.
 
@@ -227,11 +227,11 @@ class Admin:
         if "channels" not in body:
             names = _channels([body.get("channel")], "channel")
             positions = await self._backend.publish(names, data, idempotency, "channel")
-            return _json({"position": positions[names[0]]})
+            return json({"position": positions[names[0]]})
         if "channel" in body:
             raise PeerError(Close.BAD_REQUEST, "given beside channel, want one of them", "channels")
         names = _channels(body["channels"], "channels")
-        return _json({"positions": await self._backend.publish(names, data, idempotency, "channels")})
+        return json({"positions": await self._backend.publish(names, data, idempotency, "channels")})
 
     def _data(self, body: dict[str, Any]) -> bytes:
         if "data" not in body:
@@ -251,7 +251,7 @@ class Admin:
         reconnect = body.get("reconnect", False)
         if type(reconnect) is not bool:
             raise PeerError(Close.BAD_REQUEST, f"found {shown(reconnect)!r}, want true or false", "reconnect")
-        return _json({"workers": await self._backend.disconnect(user, reconnect=reconnect)})
+        return json({"workers": await self._backend.disconnect(user, reconnect=reconnect)})
 
 
 class DrainOrder:
@@ -277,7 +277,7 @@ class DrainOrder:
         if "seconds" in body or self._pages.window is None:
             self._pages.asked_seconds = seconds
             os.kill(self._pages.supervisor_pid, signal.SIGUSR1)
-        return _json({"seconds": seconds})
+        return json({"seconds": seconds})
 
 
 async def _object(request: web.Request) -> dict[str, Any]:
@@ -324,15 +324,6 @@ def _limit(text: str) -> int:
         wanted = f"a whole number from 1 to {limits.HISTORY_PAGE_MESSAGES_MAX}"
         raise PeerError(Close.BAD_REQUEST, f"found {text[:20]!r}, want {wanted}", "limit")
     return int(text)
-
-
-def _json(body: dict[str, Any]) -> web.Response:
-    return _json_text(orjson.dumps(body))
-
-
-def _json_text(text: bytes) -> web.Response:
-    headers = {"Cache-Control": "no-store"}
-    return web.Response(body=text, content_type="application/json", headers=headers)
 
 
 def _refusal(error: PeerError, status: int | None = None) -> web.Response:

@@ -11,18 +11,20 @@ import random
 import select
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from router.namespaces import personal
 from router.table import Table
 from router.wiring import AnyFeed
-from server import limits, lines, proxy, sse
+from server import limits, lines, proxy, reserve, sse
 from server.access import may_subscribe
 from server.admission import AFTER_MS, Admission
 from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
+from server.guest import Guest
 from server.lane import Lane
 from server.pool import Pool
 from server.session import CLOSED, Session
@@ -30,28 +32,9 @@ from server.sources import Sources, of_socket
 
 log = logging.getLogger("moorage.handshake")
 
+UNWATCHED = "the kernel watches no more descriptors for us: fs.epoll.max_user_watches"
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 2\r\n\r\n"
 GUEST = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
-
-
-class Guest:
-    """A connection without a session yet."""
-
-    __slots__ = ("address", "asks", "deadline", "door", "fd", "late", "origin", "rest")
-
-    def __init__(self, fd: int, door: Door, deadline: float) -> None:
-        self.fd = fd
-        self.door = door
-        self.deadline = deadline
-        self.rest = b""  # what it has sent of its request, or behind it
-        self.origin: str | None = None  # of a web page that may use us
-        self.asks = False  # its request is complete
-        self.address = ""  # whose it is, once something has asked for that
-        self.late = Close.HANDSHAKE_TIMEOUT  # who is to blame when the deadline passes
-
-    def react(self, _events: int) -> None:
-        """Read on."""
-        self.door.read(self)
 
 
 class House(Protocol):
@@ -88,10 +71,22 @@ class House(Protocol):
         """A bug shows with this session: it ends, the others stay."""
 
 
+class Application(Protocol):
+    """What serves HTTP that is no stream."""
+
+    @property
+    def connections(self) -> int:
+        """How many it serves."""
+
+    def take(self, fd: int, first: bytes, address: str) -> None:
+        """Serve the connection `fd`, of which `first` has been read; `address`: whose it is, where that is not its peer."""
+
+
 class Door(ABC):
     """Where one transport comes in."""
 
     _part: str  # what a request to connect is called
+    _serves_more: bool  # than sessions
 
     def __init__(self, house: House, lane: Lane) -> None:
         self.lane = lane
@@ -114,7 +109,7 @@ class Door(ABC):
         if data:
             self.heard(guest, data)
         elif data is None:
-            self._pool.put(guest, GUEST)
+            self._wait(guest)
         else:
             self._drop(guest, Close.LEFT)
 
@@ -142,14 +137,14 @@ class Door(ABC):
             if self._speaks_proxy and not guest.address:
                 if (arrival := self._sources.arrival(guest.fd, data)) is None:
                     guest.rest = data
-                    self._pool.put(guest, GUEST)
+                    self._wait(guest)
                     return
                 guest.address, data = arrival
             request = self._request(guest, data)
             if request is not None:
                 self._enter(guest, request)
             elif guest.fd != CLOSED:
-                self._pool.put(guest, GUEST)
+                self._wait(guest)
         except PeerError as error:
             if self._speaks_proxy or not proxy.begins(data):
                 self.refuse(guest, error)
@@ -157,6 +152,14 @@ class Door(ABC):
                 self.refuse(guest, PeerError(Close.PROXY_UNTRUSTED, "a PROXY header, and proxy_protocol is off"))
         except Exception:
             self._failed(guest)
+
+    def _wait(self, guest: Guest) -> None:
+        """Wait for more of what a guest sends, unless that can only be refused."""
+        if self._serves_more or not self._pool.reserve.is_spent:
+            with suppress(OSError):
+                self._pool.put(guest, GUEST)
+                return
+        self.dismiss(guest, PeerError(Close.OVERLOADED, UNWATCHED))
 
     def refuse(self, guest: Guest, error: PeerError) -> None:
         """Send a guest away, saying why."""
@@ -167,9 +170,9 @@ class Door(ABC):
         after_ms = random.randint(*AFTER_MS.get(error.code, (1000, 5000))) if error.code.reconnect else None
         self._pool.farewell(guest, self._refusal(guest, error, after_ms))
 
-    def dismiss(self, guest: Guest) -> None:
-        """Send a guest away because the server stops."""
-        self.refuse(guest, PeerError(Close.STOPPED))
+    def dismiss(self, guest: Guest, error: PeerError) -> None:
+        """Send a guest away for a reason of ours, whatever it was about to ask for."""
+        self.refuse(guest, error)
 
     @abstractmethod
     def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
@@ -240,11 +243,17 @@ class Door(ABC):
         if guest.fd == CLOSED:
             return
         house, fd = self._house, guest.fd
+        session = self.lane.session(fd, claims.user, ())
+        try:
+            self._pool.put(session, self.lane.armed)
+        except OSError:
+            self.refuse(guest, PeerError(Close.OVERLOADED, UNWATCHED))
+            return
         del self._guests[guest]
         guest.fd = CLOSED
-        session = self.lane.session(fd, claims.user, house.table.gather(names) if names else ())
+        if names:
+            session.channels = house.table.gather(names)
         house.table.enter(session)
-        self._pool.put(session, self.lane.armed)
         if self._tells:
             log.debug("%s comes from %s by %s", claims.user, self._address(guest, fd), self.lane.transport)
         if request.gaps:
@@ -284,6 +293,7 @@ class LinesDoor(Door):
     """Raw TCP: the first line that is not empty connects."""
 
     _part = "line"
+    _serves_more = False
 
     def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
         found, rest = lines.split_lines(b"", data, limits.LINE_BYTES_MAX)
@@ -309,11 +319,13 @@ class StreamDoor(Door):
     """HTTP: `GET /events` becomes a session, everything else is handed on with the bytes already read."""
 
     _part = "head"
+    _serves_more = True
 
-    def __init__(self, house: House, lane: Lane, hand_on: Callable[[int, bytes, str], None]) -> None:
+    def __init__(self, house: House, lane: Lane, application: Application) -> None:
         super().__init__(house, lane)
         self._origins = house.config.origins
-        self._hand_on = hand_on
+        self._application = application
+        self._served: int | None = None  # by the application, when the reserve was spent, or fewer since
 
     def _request(self, guest: Guest, data: bytes) -> lines.Connect | None:
         head = sse.parse_head(data)
@@ -321,8 +333,12 @@ class StreamDoor(Door):
             guest.rest = data
             return None
         if head.path != "/events" or head.method == "OPTIONS":
+            if not self._has_room():
+                guest.rest = data
+                self.dismiss(guest, PeerError(Close.OVERLOADED, UNWATCHED))
+                return None
             del self._guests[guest]
-            self._hand_on(self._pool.release(guest), data, guest.address)
+            self._application.take(self._pool.release(guest), data, guest.address)
             return None
         if self._sources.has_trusted:
             guest.address = self._sources.of_head(self._address(guest, guest.fd), data)
@@ -333,13 +349,23 @@ class StreamDoor(Door):
         self._admit(guest)
         return sse.connect_request(head)
 
-    def dismiss(self, guest: Guest) -> None:
+    def dismiss(self, guest: Guest, error: PeerError) -> None:
         """As for lines, but nobody is answered before he asks, nor told 200 before we know what for."""
         if guest.asks or guest.rest.startswith(b"GET /events"):
-            super().dismiss(guest)
+            super().dismiss(guest, error)
         elif guest.fd != CLOSED:
-            self._count_out(guest, Close.STOPPED)
+            self._count_out(guest, error.code)
+            self._admission.refused(error)
             self._pool.farewell(guest, _UNAVAILABLE if guest.rest else b"")
+
+    def _has_room(self) -> bool:
+        """Tell whether one more connection may go to the application: its loop needs a watch for it."""
+        if not self._pool.reserve.is_spent:
+            self._served = None
+            return True
+        now = self._application.connections
+        self._served = now if self._served is None else min(self._served, now)
+        return now - self._served < reserve.WATCHES // 2
 
     def _refusal(self, guest: Guest, error: PeerError, after_ms: int | None) -> bytes:
         if error.code.reconnect:
@@ -348,12 +374,3 @@ class StreamDoor(Door):
 
     def _head(self, guest: Guest) -> bytes:
         return sse.response_head(guest.origin) + sse.FIRST
-
-
-def expire(guests: dict[Guest, None], now: float) -> None:
-    """Refuse the guests that are over their deadline; `guests` are in that order.
-
-    Who has said what it wants and waits for the bus, or for keys, did its part: it may come again.
-    """
-    while guests and (guest := next(iter(guests))).deadline <= now:
-        guest.door.refuse(guest, PeerError(guest.late))

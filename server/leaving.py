@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from server import limits
-from server.close import Close
+from server.close import Close, PeerError
 from server.drain import Drain, Window
-from server.handshake import Guest
+from server.guest import Guest
 from server.lingering import Lingering
 from server.listener import Listener
 from server.pool import Pool
@@ -108,7 +108,7 @@ class Leaving:
                 listener.sweep(until)
             listener.close()
         for guest in list(house.guests):
-            guest.door.dismiss(guest)
+            guest.door.dismiss(guest, PeerError(Close.STOPPED))
         for session in house.sessions():
             house.end(session, Close.STOPPED)
         await house.web.stop()

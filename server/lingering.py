@@ -25,10 +25,11 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 class Lingering:
     """A connection that we have ended, until the peer has read our last frame and ended it too."""
 
-    __slots__ = ("fd", "pool", "rest", "until")
+    __slots__ = ("fd", "is_watched", "pool", "rest", "until")
 
     def __init__(self, fd: int, pool: Pool, rest: bytes, until: float) -> None:
         self.fd = fd
+        self.is_watched = True
         self.pool = pool
         self.rest = rest
         self.until = until
@@ -41,9 +42,17 @@ class Lingering:
             return
         self.rest = self.rest[max(0, sent) :]
         if self.rest:
-            self.pool.arm(self.fd, SPEAKING | select.EPOLLOUT)
+            if self.is_watched:
+                self.pool.arm(self.fd, SPEAKING | select.EPOLLOUT)
             return
         _shutdown(self.fd, socket.SHUT_WR)  # fails where the peer was faster: EPOLLHUP follows
+
+    def look(self) -> None:
+        """Go on, where nothing tells of events; call now and then."""
+        if self.rest:
+            self.send()
+        elif self.pool.read(self.fd) == b"":
+            self.pool.close(self)
 
     def react(self, events: int) -> None:
         """Throw away what still comes; close at its end."""

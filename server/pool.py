@@ -20,12 +20,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
 from server import limits
 from server.close import Close
 from server.lingering import SPEAKING, Lingering
+from server.reserve import Reserve
 from server.session import CLOSED, Backlog, Session
 from server.stats import Stats
 
@@ -86,6 +88,8 @@ class Pool:
         self._corked: dict[Session, Backlog] = {}  # what overtakes the backlog of those whose backlog is corked
         self._uncorked: set[Session] = set()  # those who are being sent what waited behind the cork
         self.lingering: deque[Lingering] = deque()
+        self._unwatched: list[Lingering] = []  # those of them that nothing tells of
+        self.reserve = Reserve()
         self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - limits.DESCRIPTORS_RESERVED
         self._buffer = memoryview(bytearray(limits.READ_BYTES))
         self._buffers = (self._buffer,)
@@ -103,12 +107,20 @@ class Pool:
         return fd >= self._fd_max
 
     def put(self, peer: Peer, armed: int) -> None:
-        """Watch `peer.fd`, which may have been watched for another peer."""
+        """Watch `peer.fd`, which may have been watched for another peer.
+
+        Raises: OSError when it was not, and the kernel watches no more.
+        """
         fd, peers = peer.fd, self.peers
         if fd >= len(peers):
             peers.extend([None] * (fd + 1 - len(peers) + (fd >> 3)))
         if peers[fd] is None:
-            self.epoll.register(fd, armed)
+            try:
+                self.epoll.register(fd, armed)
+            except OSError as error:
+                if not self.reserve.spend(error):
+                    raise
+                self.epoll.register(fd, armed)
         else:
             self.epoll.modify(fd, armed)
         peers[fd] = peer
@@ -120,9 +132,7 @@ class Pool:
     def release(self, peer: Peer) -> int:
         """Stop watching `peer.fd` and return it, open: somebody else owns it now."""
         fd = peer.fd
-        if self._is_watched(fd):
-            self.epoll.unregister(fd)
-            self.peers[fd] = None
+        self._unwatch(fd)
         peer.fd = CLOSED
         return fd
 
@@ -145,9 +155,12 @@ class Pool:
         waiting = self._corked.get(peer, peer.backlog) if isinstance(peer, Session) else None
         if waiting is not None and waiting.frames:
             frame = waiting.frames[0] + frame
-        lingering = Lingering(self._forget(peer), self, frame, self._clock() + limits.LINGER_SECONDS_MAX)
-        self.put(lingering, SPEAKING)
+        fd, until = self._forget(peer), self._clock() + limits.LINGER_SECONDS_MAX
+        lingering = Lingering(fd, self, frame, until)
+        lingering.is_watched = self._watch(lingering)
         self.lingering.append(lingering)
+        if not lingering.is_watched:
+            self._unwatched.append(lingering)
         lingering.send()
 
     def turn(self) -> bool:
@@ -175,9 +188,13 @@ class Pool:
         return False
 
     def expire(self) -> None:
-        """Close those that have lingered long enough; call now and then."""
+        """Close those that have lingered long enough, and fill the reserve; call now and then."""
         now = self._clock()
+        self.reserve.restore(now)
         lingering = self.lingering
+        self._unwatched = [peer for peer in self._unwatched if peer.fd != CLOSED]
+        for peer in self._unwatched:
+            peer.look()
         while lingering and (lingering[0].until <= now or lingering[0].fd == CLOSED):
             peer = lingering.popleft()
             if peer.fd != CLOSED:
@@ -320,6 +337,20 @@ class Pool:
             self._uncorked.discard(session)
         if (ahead := self._corked.pop(session, None)) is not None:
             self.stats.backlog_bytes -= ahead.bytes
+
+    def _watch(self, lingering: Lingering) -> bool:
+        """Watch one that is on its way out, unless others need the watch more."""
+        if not self.reserve.is_spent:
+            with suppress(OSError):
+                self.put(lingering, SPEAKING)
+                return True
+        self._unwatch(lingering.fd)
+        return False
+
+    def _unwatch(self, fd: int) -> None:
+        if self._is_watched(fd):
+            self.epoll.unregister(fd)
+            self.peers[fd] = None
 
     def _is_watched(self, fd: int) -> bool:
         return fd < len(self.peers) and self.peers[fd] is not None

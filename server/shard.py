@@ -23,7 +23,7 @@ from router.message import Message
 from router.namespaces import personal
 from router.table import Sink, Table
 from router.wiring import Outlets, Worker, wire
-from server import handshake, limits, lines, sse
+from server import limits, lines, sse
 from server.admission import Admission
 from server.auth import Claims, Verifier
 from server.catchup import CatchUp
@@ -32,7 +32,8 @@ from server.close import Close, PeerError
 from server.config import Config
 from server.drain import Window
 from server.expiry import Expiry
-from server.handshake import Guest, LinesDoor, StreamDoor
+from server.guest import Guest, expire
+from server.handshake import UNWATCHED, LinesDoor, StreamDoor
 from server.heartbeat import Heartbeat
 from server.lane import LINES, STREAM, Lane
 from server.leaving import Leaving
@@ -118,7 +119,7 @@ class Shard:
         self._goes_on = False  # a part of the pool's batch is left for the next pass of the loop
         self._bus_came: asyncio.Future[None] = self.loop.create_future()
         self._tcp_door = LinesDoor(self, self._tcp)
-        self.http_door = StreamDoor(self, self._sse, self.web.take)
+        self.http_door = StreamDoor(self, self._sse, self.web)
         self.listeners = [Listener(sock, self.pool, self._tcp_door.accept) for sock in place.tcp]
         self.listeners += [Listener(sock, self.pool, self.http_door.accept) for sock in place.http]
 
@@ -191,6 +192,9 @@ class Shard:
         if self.pool.is_reserved(fd):
             self.stats.sessions_refused += 1
             raise PeerError(Close.OVERLOADED, "out of descriptors")
+        if self.pool.reserve.is_spent:
+            self.stats.sessions_refused += 1
+            raise PeerError(Close.OVERLOADED, UNWATCHED)
 
     def identify(self, token: str | None, user: str | None) -> Claims:
         """Return who that is. Raises: PeerError, KeyUnknown."""
@@ -309,7 +313,7 @@ class Shard:
     def _keep_house(self, due: float) -> None:
         now = time.monotonic()
         self.stats.loop_lag.observe(max(0.0, now - due))
-        handshake.expire(self.guests, now)
+        expire(self.guests, now)
         self.pool.expire()
         resume_all(self.listeners, now)
         self.admission.keep(now)

@@ -15,10 +15,7 @@ from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Protocol
 
-import orjson
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestHandler
 
 from router import journal
 from router.namespaces import Policy
@@ -32,6 +29,7 @@ from server.auth import Claims, KeyUnknown
 from server.close import Close, PeerError
 from server.config import Config
 from server.handshake import StreamDoor
+from server.http import Connection, fault, http_fault, json, read_body
 from server.pool import Pool
 from server.requests import bus_fault
 from server.sources import UNKNOWN, Sources, of_socket
@@ -51,15 +49,6 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'",
-}
-_STATUS = {
-    Close.UNAUTHORIZED: 401,
-    Close.EXPIRED: 401,
-    Close.FORBIDDEN: 403,
-    Close.NOT_FOUND: 404,
-    Close.HANDSHAKE_TIMEOUT: 408,
-    Close.TOO_LARGE: 413,
-    Close.PUBLISH_RATE: 429,
 }
 
 
@@ -83,31 +72,6 @@ class House(Protocol):
 
     def ready(self) -> str:
         """Return why no new connections should come here; "" when they may."""
-
-
-class Connection(RequestHandler):
-    """aiohttp's connection, whose errors are the contract's."""
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Answer what aiohttp cannot read, or we cannot handle, in the shape of the contract."""
-        if status >= 500:
-            log.error("internal error", exc_info=exc)
-            response = fault(PeerError(Close.OUR_FAULT), status)
-        else:
-            response = fault(PeerError(Close.BAD_REQUEST, message or "", "request"), status)
-        response.force_close()
-        return response
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send a response. The one that aiohttp has for an expectation comes past the middlewares."""
-        if isinstance(resp, web.HTTPExpectationFailed):
-            found = request.headers.get("Expect", "")
-            resp = fault(PeerError(Close.BAD_REQUEST, f"found {found[:32]!r}, want 100-continue", "Expect"))
-        return await super().finish_response(request, resp, start_time)
 
 
 class Handler(Connection):
@@ -201,6 +165,12 @@ class Web:
         self._taken.add(task)
         task.add_done_callback(self._taken.discard)
 
+    @property
+    def connections(self) -> int:
+        """How many are served."""
+        server = self._runner.server
+        return len(self._taken) + (len(server.connections) if server is not None else 0)
+
     async def stop(self) -> None:
         """Answer what has been asked, in a bounded while, and close."""
         if self._taken:
@@ -229,8 +199,8 @@ class Web:
         if origin is not None and (origin in self._origins or "*" in self._origins):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Vary"] = "Origin"
-        sock = request.transport and request.transport.get_extra_info("socket")
-        if self._house.leaving.has_begun or (sock and self._house.pool.is_reserved(sock.fileno())):
+        sock, pool = request.transport and request.transport.get_extra_info("socket"), self._house.pool
+        if self._house.leaving.has_begun or pool.reserve.is_spent or (sock and pool.is_reserved(sock.fileno())):
             response.force_close()  # the next request is for another server; or others need it, to be told that there is no room
         return response
 
@@ -249,11 +219,11 @@ class Web:
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         """Alive: the loop runs. A bus that is down does not make the fleet restart."""
-        return _json({"status": "ok"})
+        return json({"status": "ok"})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         why = self._house.ready()
-        return _json({"status": "not ready", "reason": why}, 503) if why else _json({"status": "ready"})
+        return json({"status": "not ready", "reason": why}, 503) if why else json({"status": "ready"})
 
     async def _publish(self, request: web.Request) -> web.Response:
         address = self._address(request)
@@ -280,7 +250,7 @@ class Web:
             self._house.stats.publish_failures += 1
             raise bus_fault(reply)
         self._house.stats.published += 1
-        return _json({"position": reply.decode()} if isinstance(reply, bytes) else {})
+        return json({"position": reply.decode()} if isinstance(reply, bytes) else {})
 
     def _address(self, request: web.Request) -> str:
         """Return whose a request is. Raises: PeerError."""
@@ -345,45 +315,6 @@ class _Entry(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(handler.hold_off)
 
 
-async def read_body(request: web.Request) -> bytes:
-    """Return the body of a request. Raises: PeerError when it cannot be read, or nobody is there any more to send it."""
-    try:
-        return await request.read()
-    except (web.RequestPayloadError, HttpProcessingError) as error:
-        raise PeerError(Close.BAD_REQUEST, f"cannot be read: {error}", "body") from None
-    except (ConnectionError, RuntimeError):  # the latter, where aiohttp begins to read of a connection that is gone
-        if request.transport is not None:
-            raise
-        raise PeerError(Close.LEFT) from None
-
-
-def fault(error: PeerError, status: int | None = None) -> web.Response:
-    """Return the response that says what is wrong."""
-    body: dict[str, object] = {"code": int(error.code), "reason": error.reason}
-    if error.field is not None:
-        body["field"] = error.field
-    response = _json({"error": body}, status or _STATUS.get(error.code, 503 if error.code.reconnect else 400))
-    if response.status == 503:
-        response.headers["Retry-After"] = "2"
-    if response.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-def http_fault(request: web.Request, error: web.HTTPException) -> web.Response:
-    """Return the response that takes the place of aiohttp's own. Raises: `error` itself, where it is no fault."""
-    if error.status < 400:
-        raise error
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return fault(PeerError(Close.TOO_LARGE, error.text or "", "body"))
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        wanted = ", ".join(sorted(error.allowed_methods))
-        response = fault(PeerError(Close.BAD_REQUEST, f"found {request.method}, want {wanted}", "method"), 405)
-        response.headers["Allow"] = wanted
-        return response
-    return fault(PeerError(Close.NOT_FOUND, f"{request.method} {request.path}: {error.reason}"), error.status)
-
-
 def _preflight() -> web.Response:
     """Return what a browser asks for before a page of another origin may do more than read."""
     headers = {
@@ -392,8 +323,3 @@ def _preflight() -> web.Response:
         "Access-Control-Max-Age": "7200",
     }
     return web.Response(status=204, headers=headers)
-
-
-def _json(body: dict[str, object], status: int = 200) -> web.Response:
-    headers = {"Cache-Control": "no-store"}
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json", headers=headers)

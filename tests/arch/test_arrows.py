@@ -25,7 +25,7 @@ PROGRAMS = {"bench/peers/programs/aiohttp_hub.py", "bench/peers/programs/uvloop_
 KNOWN_BY = {
     "hiredis": {"router/pipe.py"},
     "redis": {"router/topology.py", "router/clients.py", "router/sentinel.py"},
-    "aiohttp": {"server/web.py", "server/admin.py", "server/auth.py", "server/keys.py", *PROGRAMS},
+    "aiohttp": {"server/http.py", "server/web.py", "server/admin.py", "server/auth.py", "server/keys.py", *PROGRAMS},
     "uvloop": {"server/shard.py", *PROGRAMS},
     "matplotlib": {"bench/charts.py"},
 }

@@ -1,4 +1,4 @@
-"""A worker that runs out of descriptors: those who are there are served on, those who come are told or wait."""
+"""A worker that runs out of descriptors, or of watches: those who are there are served on, those who come are told or wait."""
 
 from __future__ import annotations
 
@@ -15,11 +15,42 @@ import redis
 from harness import LineClient, Server, wait_until
 
 from router.embedded import Embedded
+from server import reserve
 
 StartServer = Callable[..., Server]
 
 DESCRIPTORS = 200
 LOWERED = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))"
+
+
+WATCHES = 100
+SCARCE = f"""
+import errno, glob, os, select
+import server.reserve
+
+class Scarce:
+    # Refuses one watch more as the kernel does at fs.epoll.max_user_watches, which is all of the host's: here, one of this process.
+    # What is watched is the kernel's own count, the event loop's set included.
+    def __init__(self, set_=select.epoll):
+        self._set = set_()
+
+    def __getattr__(self, name):
+        return getattr(self._set, name)
+
+    def register(self, fd, events):
+        watched = 0
+        for path in glob.glob("/proc/self/fdinfo/*"):
+            try:
+                watched += open(path).read().count("tfd:")
+            except OSError:
+                pass
+        if watched >= {WATCHES}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._set.register(fd, events)
+
+select.epoll = Scarce
+server.reserve.RESTORE_SECONDS = 0.5
+"""
 
 
 def fill(server: Server) -> list[LineClient]:
@@ -36,6 +67,13 @@ def fill(server: Server) -> list[LineClient]:
         assert answer["after_ms"] > 0
         client.close()
         return joined
+
+
+def is_let_in(server: Server) -> bool:
+    with server.line_client(user="newcomer") as client:
+        answer = client.receive()
+        assert answer is not None
+        return answer["op"] == "connected"
 
 
 def check_served(server: Server, clients: list[LineClient], data: object) -> None:
@@ -117,6 +155,52 @@ def test_kept_alive_connections_do_not_take_the_last_descriptors(
         connection.close()
     wait_until(lambda: server.stats()["total"]["open_fds"] < 40, "all are closed")
     server.joined("alice")
+
+
+def test_a_worker_for_whom_the_kernel_watches_no_more_serves_on(
+    start_server: StartServer, valkey: Embedded, closing: ExitStack
+) -> None:
+    options = ("--workers", "1", "--redis", valkey.url, "--heartbeat-seconds", "1")
+    server = start_server(*options, before=SCARCE)
+    clients = fill(server)
+    assert WATCHES - 40 < len(clients) < WATCHES
+    check_served(server, clients, "full")
+
+    # Who comes is told when to come back, whether it has said something or not; health checks get their answer.
+    for _ in range(2 * reserve.WATCHES):
+        with socket.create_connection(server.tcp, timeout=10) as silent:
+            assert json.loads(silent.recv(1000))["code"] == 3004
+        with server.event_client("user=late") as stream:
+            event = stream.receive()
+            assert event is not None
+            assert (event["event"], json.loads(event["data"])["code"]) == ("close", 3004)
+        assert server.request("GET", "/readyz") == (200, {"status": "ready"})
+    with redis.Redis.from_url(valkey.url) as operator:
+        operator.client_kill_filter(_type="pubsub")  # the bus needs two for its way back
+    wait_until(lambda: server.stats()["total"]["bus_reconnects"] == 1, "the bus is back")
+    check_served(server, clients, "still")
+
+    # Of those who are served by the event loop there are only as many as it has watches for.
+    statuses = []
+    for _ in range(2 * reserve.WATCHES):
+        sock = closing.enter_context(socket.create_connection(server.http, timeout=10))
+        sock.sendall(b"POST /publish?user=a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        statuses.append(sock.recv(1000).split()[1])
+    assert statuses == [b"100"] * (reserve.WATCHES // 2) + [b"503"] * (2 * reserve.WATCHES - reserve.WATCHES // 2)
+    closing.close()
+    wait_until(lambda: server.request("GET", "/readyz")[0] == 200, "there is room again")
+
+    # When enough have left there is room for others.
+    for client in clients[1:50]:
+        client.close()
+    del clients[1:50]
+    wait_until(lambda: is_let_in(server), "somebody is")
+    clients += fill(server)
+    check_served(server, clients, "again")
+    assert server.stats()["total"]["restarts"] == 0
+    assert any(
+        "the kernel watches no more descriptors for us: fs.epoll.max_user_watches" in line for line in server.log
+    )
 
 
 def test_more_listeners_than_descriptors_is_no_boot(start_server: StartServer) -> None:

@@ -17,7 +17,7 @@ from pages import DOCS, table, written_anew
 
 from router import journal, presence, replay, roster, rosters
 from router.embedded import Embedded
-from server import admin, limits, lines, web
+from server import admin, http, limits, lines
 from server.close import Close, PeerError
 
 PAGE = DOCS / "protocol.md"
@@ -36,7 +36,7 @@ def codes_table() -> str:
     def status(code: Close) -> str:
         if code is Close.OUR_FAULT:
             return "500"
-        return str(web.fault(PeerError(code)).status) if code in OVER_HTTP else "-"
+        return str(http.fault(PeerError(code)).status) if code in OVER_HTTP else "-"
 
     def row(code: Close) -> tuple[str, ...]:
         return str(int(code)), f"`{code.name.lower()}`", code.reason, "yes" if code.reconnect else "no", status(code)

@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -408,3 +409,54 @@ def test_the_error_of_a_socket_is_read_and_cleared() -> None:
 
 def test_deaf_is_no_arming_for_reading_or_leaving() -> None:
     assert not DEAF & (select.EPOLLIN | select.EPOLLRDHUP)
+
+
+# Without a watch.
+
+
+def spend(bench: Bench) -> None:
+    """Have the kernel refuse a watch."""
+    assert bench.pool.reserve.spend(OSError(errno.ENOSPC, ""))
+
+
+def test_who_leaves_gives_its_watch_to_others_and_can_read_what_was_said(bench: Bench) -> None:
+    session, peer = bench.connect()
+    peer.sendall(b"unread")
+    fd = session.fd
+    spend(bench)
+    bench.pool.farewell(session, b"goodbye\n")
+    with pytest.raises(FileNotFoundError):
+        bench.pool.epoll.unregister(fd)
+    assert read_all(peer) == b"goodbye\n"
+    bench.pool.expire()
+    os.fstat(fd)  # it may still send
+    peer.close()
+    while bench.pool.lingering:
+        bench.pool.expire()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_long_farewell_is_finished_without_a_watch(bench: Bench) -> None:
+    session, peer = bench.connect()
+    spend(bench)
+    frame = b"x" * 100_000 + b"\n"
+    bench.pool.farewell(session, frame)
+    peer.setblocking(False)
+    heard = bytearray()
+    while len(heard) < len(frame):
+        with suppress(BlockingIOError):
+            heard += peer.recv(65536)
+        bench.pool.expire()
+    assert heard == frame
+
+
+def test_who_does_not_leave_without_a_watch_is_closed_all_the_same(bench: Bench) -> None:
+    session, _peer = bench.connect()
+    fd = session.fd
+    spend(bench)
+    bench.pool.farewell(session, b"goodbye\n")
+    bench.clock.now += limits.LINGER_SECONDS_MAX
+    bench.pool.expire()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
