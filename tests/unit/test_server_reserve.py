@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import select
 from pathlib import Path
@@ -41,6 +42,12 @@ class Few:
         if watched() >= Few.most:
             raise ENOSPC
         self._real.register(fd, events)
+
+
+@pytest.fixture(autouse=True)
+def others_are_gone() -> None:
+    """What other tests have left is not freed in the middle of one here."""
+    gc.collect()
 
 
 def test_they_are_let_go_once_and_for_one_reason() -> None:
