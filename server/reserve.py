@@ -12,6 +12,7 @@ import select
 
 WATCHES = 16
 RESTORE_SECONDS = 5.0
+_SETS = 4
 _SCARCE = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
@@ -46,11 +47,16 @@ class Reserve:
 
 
 def _hold(count: int) -> list[select.epoll]:
-    """Take `count` watches; they are free again when the list is. Empty when there are not as many."""
+    """Take `count` watches; they are free again when the list is. Empty when there are not as many.
+
+    A few sets watch the same descriptors, because those are scarce as well.
+    """
     try:
-        watching, *watched = held = [select.epoll() for _ in range(count + 1)]
-        for each in watched:
-            watching.register(each, 0)
+        watching = [select.epoll() for _ in range(_SETS)]
+        watched = [select.epoll() for _ in range(count // _SETS)]
+        for each in watching:
+            for other in watched:
+                each.register(other, 0)
     except OSError:
         return []
-    return held
+    return watching + watched

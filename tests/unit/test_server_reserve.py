@@ -40,7 +40,9 @@ class Few:
 
     def register(self, fd: Any, events: int) -> None:
         if watched() >= Few.most:
-            raise ENOSPC
+            raise OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC)
+            )  # its traceback holds those who were in the middle of it
         self._real.register(fd, events)
 
 
