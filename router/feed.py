@@ -146,6 +146,7 @@ class Feed:
 
     def tick(self) -> None:
         """Let time pass for those who follow; call a few times a second."""
+        self.reader.tick()
         for follower in self.followers:
             follower.tick()
 

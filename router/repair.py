@@ -22,7 +22,7 @@ log = logging.getLogger("moorage.feed")
 
 NAMES_PER_READ = 500
 PAGES_PER_READ = 500  # the probes of the bus go between two reads, and so does everybody else
-BYTES_MAX = 64 * 1024 * 1024  # of missed messages; past it, the channels left are told of a gap
+BYTES_MAX = 64 * 1024 * 1024  # that missed messages take here; past it, the channels left are told of a gap
 
 
 class Found(NamedTuple):

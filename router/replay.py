@@ -25,6 +25,7 @@ PAGE_MESSAGES_MAX = 100
 PAGE_BYTES_MAX = 256 * 1024
 PAGE_BYTES_MIN = 8 * 1024  # however many channels are read side by side
 NEWEST_BYTES_MAX = 4 * 1024 * 1024  # of history in one answer; all of a worker wait behind it on one pipe
+ENTRY_BYTES = 256  # that a message takes in memory besides its members
 PAGES_KEPT_MAX = 256
 PAGE_SECONDS_MAX = 2.0
 STRAYS_TOLD_MAX = 256  # entries of others of which it is remembered that the log has them
@@ -53,8 +54,8 @@ class Page(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of its messages."""
-        return sum(len(message.members) for _, message in self.entries)
+        """What its messages take here."""
+        return sum(ENTRY_BYTES + len(message.members) for _, message in self.entries)
 
 
 class Asks(Protocol):
@@ -177,7 +178,12 @@ class Reader:
     def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = (self._clock(), page)
         self._kept.move_to_end(key)
-        while len(self._kept) > PAGES_KEPT_MAX or self._clock() - next(iter(self._kept.values()))[0] > PAGE_SECONDS_MAX:
+        if len(self._kept) > PAGES_KEPT_MAX:
+            self._kept.popitem(last=False)
+
+    def tick(self) -> None:
+        """Let go of pages that nobody may share any more; call a few times a second."""
+        while self._kept and self._clock() - next(iter(self._kept.values()))[0] >= PAGE_SECONDS_MAX:
             self._kept.popitem(last=False)
 
 

@@ -123,7 +123,7 @@ def test_no_more_than_so_many_bytes(
 
 
 def test_what_is_read_counts_before_it_is_handed_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair, "BYTES_MAX", 2000)
+    monkeypatch.setattr(repair, "BYTES_MAX", 3000)
     monkeypatch.setattr(repair, "PAGES_PER_READ", 1)
     start = desk.place()
     names = [b"room:%d" % n for n in range(40)]

@@ -221,9 +221,14 @@ def test_kept_pages_are_bounded_and_go_with_time(desk: Desk) -> None:
     for room in range(replay.PAGES_KEPT_MAX + 50):
         page_of(reader, b"room:%d" % room, at, at)
     assert len(reader._kept) == replay.PAGES_KEPT_MAX
-    clock.now += replay.PAGE_SECONDS_MAX + 0.1
+    clock.now += replay.PAGE_SECONDS_MAX / 2
     page_of(reader, b"room:last", at, at)
-    assert len(reader._kept) == 1
+    clock.now += replay.PAGE_SECONDS_MAX / 2
+    reader.tick()
+    assert [name for name, *_ in reader._kept] == [b"room:last"]
+    clock.now += replay.PAGE_SECONDS_MAX / 2
+    reader.tick()
+    assert not reader._kept
 
 
 def test_a_failure_reaches_all_who_wait_and_is_not_kept(desk: Desk) -> None:
