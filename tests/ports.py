@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def _claimed(port: int) -> socket.socket:
-    """Claim a port before all processes of the tests: a name, which only one can have, unix(7). Raises: OSError when it is taken."""
+    """Claim a port before all processes of the tests, by a name that only one can have, unix(7). Raises: OSError."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         claim.bind(f"\0moorage tests port {port}")
