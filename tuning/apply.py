@@ -21,7 +21,7 @@ from tuning import emit
 from tuning.emit import MOORAGE, Service
 from tuning.facts import Facts
 from tuning.finding import Kind, Scope, Setting
-from tuning.plan import Step, refusal
+from tuning.plan import Step, refusal, same
 
 
 class Status(StrEnum):
@@ -113,10 +113,8 @@ def apply(
     backup = _write_backup(roots.backups, changes)
     made = []
     for change in changes:
-        result = _make(change, change.after)
-        results.append(result)
-        if result.status is Status.SET:
-            made.append(change)
+        results.append(_make(change, change.after))
+        made += _made(change)
     _rewrite_backup(backup, made)
     return results
 
@@ -159,7 +157,7 @@ def _prepare(steps: Sequence[Step], facts: Facts, roots: Roots, pid: int | None)
             continue
         if change is None:
             results.append(Result(setting.key, Status.LATER, f"when the service starts again with {setting.command()}"))
-        elif change.before is not None and change.before.split() == change.after.split():
+        elif change.before is not None and same(change.key, change.before, change.after):
             results.append(Result(setting.key, Status.ALREADY, change.after))
         elif why := refusal(replace(setting, value=change.after), change.before, facts):
             results.append(Result(setting.key, Status.REFUSED, why))
@@ -225,11 +223,20 @@ def _make(change: Change, value: str) -> Result:
             psutil.Process(change.pid).rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
         else:
             Path(change.path).write_text(f"{value}\n")  # the newline, as writing nothing at all changes nothing
-            if (now := _now(change)) != value:
+            if not same(change.key, now := _now(change) or "", value):
                 return Result(change.what, Status.FAILED, f"wrote {value}, the kernel made it {now}")
     except (OSError, psutil.Error) as fault:
         return Result(change.what, Status.FAILED, f"stays {_short(change.before)}: {_fault(fault)}")
     return Result(change.what, Status.SET, f"{_short(change.before)} -> {_short(value)}")
+
+
+def _made(change: Change) -> list[Change]:
+    """`change` with what is there now as its `after`, set or clipped; nothing where all is as before."""
+    try:
+        now = _now(change)
+    except (OSError, psutil.Error):
+        return [change]
+    return [] if now in (None, change.before) else [replace(change, after=now)]
 
 
 def _now(change: Change) -> str | None:

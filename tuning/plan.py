@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tuning.facts import UNLIMITED, Facts
 from tuning.finding import Finding, Kind, Scope, Setting, Verdict
-from tuning.ports import PORT_RANGE, RESERVED_PORTS, TW_REUSE
+from tuning.ports import PORT_RANGE, RESERVED_PORTS, TW_REUSE, reserved_ports
 
 # Made first: others cannot be made, or do harm, before them.
 FIRST = ("fs.nr_open", RESERVED_PORTS.name)
@@ -104,6 +104,15 @@ def lowers(key: str, now: str, value: str) -> bool:
     if key == PORT_RANGE.name:
         return want[0] > have[0] or want[1] < have[1]
     return any(new < old for old, new in zip(have, want, strict=True))
+
+
+def same(key: str, one: str, other: str) -> bool:
+    """Whether two texts are one value: the kernel sorts ports and joins them to ranges, and fills masks with zeros."""
+    if key == RESERVED_PORTS.name:
+        return reserved_ports(one) == reserved_ports(other)
+    if key.endswith("_cpus"):
+        one, other = (text.replace(",", "").lstrip("0") for text in (one, other))
+    return one.split() == other.split()
 
 
 def in_use(key: str, facts: Facts) -> int | None:

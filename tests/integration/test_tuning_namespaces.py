@@ -114,6 +114,14 @@ def test_the_listening_port_is_free_at_a_restart_once_applied() -> None:
     assert found["restored"] == ""
 
 
+def test_reservations_that_the_kernel_writes_in_its_own_way_are_made_and_undone() -> None:
+    found = in_namespace("reserved_beside_others")
+    assert found["apply"][0] == 0, found["apply"]
+    assert found["applied"] == "7400-7401,7480,7490,8080"
+    assert found["undo"][0] == 0, found["undo"]
+    assert found["restored"] == "7401,8080"
+
+
 @pytest.mark.skipif(shutil.which("ip") is None, reason="no ip program here")
 def test_half_open_connections_end_as_predicted_and_no_more_once_applied() -> None:
     found = in_namespace("syn_backlog")

@@ -281,6 +281,18 @@ def reserved_ports() -> dict[str, Any]:
     return found
 
 
+def reserved_beside_others() -> dict[str, Any]:
+    sysctl("net.ipv4.ip_local_port_range", "7390 9000")
+    sysctl("net.ipv4.ip_local_reserved_ports", "7401,8080")
+    words = ("--connections", "10", "--workers", "1", "--only", "net.ipv4.ip_local_reserved_ports")
+    with tempfile.TemporaryDirectory() as root:
+        found: dict[str, Any] = {"apply": tuning("apply", "--yes", "--root", root, *words)}
+        found["applied"] = sysctl("net.ipv4.ip_local_reserved_ports")
+        found["undo"] = tuning("apply", "--undo", "--yes", "--root", root)
+    found["restored"] = sysctl("net.ipv4.ip_local_reserved_ports")
+    return found
+
+
 def errno_of_bind(port: int) -> int:
     try:
         socket.create_server(("127.0.0.1", port)).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,18 @@ def test_a_value_that_the_kernel_clips_is_a_failure(roots: Roots) -> None:
     results = apply([step(sysctl("net.ipv4.tcp_migrate_req", 1))], Facts(), roots)
     assert (results[0].status, results[0].detail) == (Status.FAILED, "wrote 1, the kernel made it ")
     assert latest_backup(roots.backups) is None
+
+
+def test_what_the_kernel_has_clipped_is_undone(roots: Roots) -> None:
+    path = roots.proc / "sys/net/ipv4/tcp_migrate_req"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(f"/proc/{os.getpid()}/comm")  # takes any value, and keeps 15 bytes of it
+    before = path.read_text().strip()
+    results = apply([step(sysctl("net.ipv4.tcp_migrate_req", "1" * 20))], Facts(), roots)
+    assert (results[0].status, path.read_text().strip()) == (Status.FAILED, "1" * 15)
+    assert statuses(undo(Facts(), roots)) == [("net.ipv4.tcp_migrate_req", Status.RESTORED)]
+    assert path.read_text().strip() == before
+    path.write_text(before)  # without the newline, which is a letter here
 
 
 def test_nothing_is_lowered(roots: Roots) -> None:

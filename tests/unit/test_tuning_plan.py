@@ -11,7 +11,7 @@ import pytest
 from tuning import advice
 from tuning.facts import Facts, Memory, Process, Sockets, from_json
 from tuning.finding import Kind, Scope, Setting, sysctl
-from tuning.plan import in_use, lowers, plan, portable, refusal
+from tuning.plan import in_use, lowers, plan, portable, refusal, same
 from tuning.target import Target
 
 HOSTS = sorted((Path(__file__).parent.parent / "data/hosts").glob("*.json"))
@@ -149,3 +149,13 @@ def test_what_was_planned_is_right_once_it_is_made(path: Path) -> None:
         if step.setting.kind is Kind.SYSCTL
     }
     assert left <= {"vm.nr_hugepages"}  # its pages are counted in /proc/meminfo
+
+
+def test_the_kernels_own_way_of_writing_a_value_is_the_same_value() -> None:
+    ports, mask = "net.ipv4.ip_local_reserved_ports", "class/net/eth0/queues/rx-0/rps_cpus"
+    assert same(ports, "7400-7401,7480,8080", "8080,7401,7400,7480")
+    assert not same(ports, "7400-7401", "7400")
+    assert same(mask, "00000000,0000000f", "f")
+    assert not same(mask, "00000001,00000000", "1")
+    assert same("net.ipv4.tcp_mem", "1 2 3", "1\t2\t3")
+    assert not same("net.core.somaxconn", "128", "4096")
