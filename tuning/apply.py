@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from tuning import emit
+from tuning import emit, host
 from tuning.emit import MOORAGE, Service
 from tuning.facts import Facts
 from tuning.finding import Kind, Scope, Setting
@@ -243,11 +243,9 @@ def _now(change: Change) -> str | None:
     """What is there at this moment, in the words of `before` and `after`."""
     if change.kind == Kind.NOFILE:
         process = psutil.Process(change.pid)
-        return (
-            " ".join(map(str, process.rlimit(psutil.RLIMIT_NOFILE)))
-            if process.create_time() == change.started
-            else None
-        )
+        if process.create_time() != change.started:
+            raise psutil.NoSuchProcess(process.pid)  # its number is another's by now
+        return " ".join(map(str, process.rlimit(psutil.RLIMIT_NOFILE)))
     path = Path(change.path)
     if change.kind == "file":
         return path.read_text() if path.exists() else None
@@ -268,6 +266,8 @@ def _put_back(change: Change, facts: Facts) -> Result:
     if change.kind == "file":
         return _put_back_file(change)
     assert change.before is not None, "only a file can have been absent"
+    if change.pid is not None:
+        facts = replace(facts, process=host.process(change.pid))
     if why := refusal(Setting(Kind(change.kind), change.key, change.before), now, facts, undo=True):
         return Result(change.what, Status.REFUSED, why)
     result = _make(change, change.before)

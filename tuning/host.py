@@ -80,7 +80,7 @@ def read(pid: int | None = None, proc: Path = Path("/proc"), sys: Path = Path("/
             cpus=_cpus(sys),
             memory=_memory(proc, sys),
             cgroup=_attempt(lambda: cgroups.read(proc, sys, pid)) or Cgroup(),
-            process=_process(proc, pid),
+            process=process(pid, proc),
             sockets=_sockets(proc),
             tasks=_attempt(lambda: int((proc / "loadavg").read_text().split()[3].split("/")[1])),
             nics=_attempt(lambda: cards.read(proc, sys)),
@@ -168,20 +168,21 @@ def _meminfo(proc: Path) -> dict[str, int]:
     return figures
 
 
-def _process(proc: Path, pid: int | None) -> Process:
-    process = _attempt(lambda: psutil.Process(pid))
-    if process is None:
+def process(pid: int | None, proc: Path = Path("/proc")) -> Process:
+    """The limits of process `pid`, and what it uses of them; of this process when None."""
+    found = _attempt(lambda: psutil.Process(pid))
+    if found is None:
         return Process(pid=pid)
-    nofile = _attempt(lambda: process.rlimit(psutil.RLIMIT_NOFILE))
-    nproc = _attempt(lambda: process.rlimit(psutil.RLIMIT_NPROC))
+    nofile = _attempt(lambda: found.rlimit(psutil.RLIMIT_NOFILE))
+    nproc = _attempt(lambda: found.rlimit(psutil.RLIMIT_NPROC))
     return Process(
-        pid=process.pid,
-        name=_attempt(process.name),
+        pid=found.pid,
+        name=_attempt(found.name),
         nofile_soft=_limit(nofile[0]) if nofile else None,
         nofile_hard=_limit(nofile[1]) if nofile else None,
         nproc_soft=_limit(nproc[0]) if nproc else None,
-        descriptors=_attempt(process.num_fds),
-        may_raise=_attempt(lambda: _has_capability(proc / str(process.pid) / "status", CAP_SYS_RESOURCE)),
+        descriptors=_attempt(found.num_fds),
+        may_raise=_attempt(lambda: _has_capability(proc / str(found.pid) / "status", CAP_SYS_RESOURCE)),
     )
 
 

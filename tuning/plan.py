@@ -152,5 +152,7 @@ def refusal(setting: Setting, now: str | None, facts: Facts, *, undo: bool = Fal
     used, want = in_use(setting.key, facts), numbers(setting.value)
     if used is None or want is None:
         return None
-    room = want[1] - want[0] + 1 if setting.key == PORT_RANGE.name and len(want) == 2 else want[-1]
+    room = want[0] if setting.kind is Kind.NOFILE else want[-1]  # the soft limit is the one that ends it
+    if setting.key == PORT_RANGE.name and len(want) == 2:
+        room = want[1] - want[0] + 1
     return f"{setting.value} is below what is in use now: {used}" if room < used else None

@@ -252,3 +252,40 @@ def test_undoing_the_limits_of_a_process_that_is_gone(roots: Roots, process: psu
     assert backup is not None
     backup.write_text(backup.read_text().replace(f'"pid": {process.pid}', '"pid": 999999999'))
     assert statuses(undo(Facts(), roots)) == [("nofile", Status.RESTORED)]
+
+
+def test_undoing_the_limits_of_a_process_whose_number_is_anothers(roots: Roots, process: psutil.Process) -> None:
+    apply([step(Setting(Kind.NOFILE, "nofile", "512"), Scope.PROCESS)], Facts(), roots, pid=process.pid)
+    backup = latest_backup(roots.backups)
+    assert backup is not None
+    backup.write_text(backup.read_text().replace(f'"started": {process.create_time()}', '"started": 1.0'))
+    assert statuses(undo(Facts(), roots)) == [("nofile", Status.RESTORED)]
+    assert process.rlimit(psutil.RLIMIT_NOFILE) == (512, 512)
+    assert latest_backup(roots.backups) is None
+
+
+def test_an_undo_leaves_a_process_the_descriptors_it_has(roots: Roots, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512)); print(flush=True); "
+        "sys.stdin.readline(); held = [open('/dev/null') for _ in range(100)]; print(flush=True); "
+        "sys.stdin.readline(); held.clear(); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def next_step() -> None:
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            child.stdout.readline()
+
+        child.stdout.readline()
+        more = step(Setting(Kind.NOFILE, "nofile", "512"), Scope.PROCESS)
+        apply([more], Facts(), roots, pid=child.pid)
+        next_step()
+        assert statuses(undo(Facts(), roots)) == [("nofile", Status.REFUSED)]
+        assert psutil.Process(child.pid).rlimit(psutil.RLIMIT_NOFILE) == (512, 512)
+        next_step()
+        assert statuses(undo(Facts(), roots)) == [("nofile", Status.RESTORED)]
+        assert psutil.Process(child.pid).rlimit(psutil.RLIMIT_NOFILE) == (64, 512)
+        child.communicate()
