@@ -33,6 +33,7 @@ class Status(StrEnum):
     REFUSED = "refused"
     FAILED = "failed"
     RESTORED = "restored"
+    THEIRS = "left alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Result:
     @property
     def is_fault(self) -> bool:
         """Whether the host is not as it was asked to be."""
-        return self.status in (Status.REFUSED, Status.FAILED)
+        return self.status in (Status.REFUSED, Status.FAILED, Status.THEIRS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def apply(
 def undo(facts: Facts, roots: Roots = HERE) -> list[Result]:
     """Put back what the latest `apply` changed, last change first. What could not be put back stays in the backup.
 
+    What somebody else has set since is theirs, and goes: kept, it would stand before the backups of earlier ones.
     Raises: NoBackup; ValueError naming the backup file that cannot be read.
     """
     backup = latest_backup(roots.backups)
@@ -133,7 +135,7 @@ def undo(facts: Facts, roots: Roots = HERE) -> list[Result]:
     for change in reversed(changes):
         result = _put_back(change, facts)
         results.append(result)
-        if result.is_fault:
+        if result.is_fault and result.status is not Status.THEIRS:
             left.insert(0, change)
     _rewrite_backup(backup, left)
     return results
@@ -262,7 +264,7 @@ def _put_back(change: Change, facts: Facts) -> Result:
     if now == change.before:
         return Result(change.what, Status.ALREADY, _short(now))
     if now != change.after:
-        return Result(change.what, Status.REFUSED, f"somebody set it to {_short(now)} since; left as it is")
+        return Result(change.what, Status.THEIRS, f"somebody set it to {_short(now)} since; left as it is")
     if change.kind == "file":
         return _put_back_file(change)
     assert change.before is not None, "only a file can have been absent"

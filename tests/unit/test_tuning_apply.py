@@ -146,9 +146,19 @@ def test_an_undo_leaves_what_somebody_else_set_since(roots: Roots) -> None:
     apply([BACKLOG, FILES], Facts(), roots)
     (roots.files / SOMAXCONN).write_text("8192")
     results = undo(Facts(), roots)
-    assert statuses(results) == [("fs.file-max", Status.RESTORED), ("net.core.somaxconn", Status.REFUSED)]
+    assert statuses(results) == [("fs.file-max", Status.RESTORED), ("net.core.somaxconn", Status.THEIRS)]
     assert "somebody set it to 8192 since" in results[1].detail
+    assert results[1].is_fault
     assert text(roots, SOMAXCONN) == "8192"
+
+
+def test_what_somebody_else_set_is_not_in_the_way_of_earlier_undos(roots: Roots) -> None:
+    apply([FILES], Facts(), roots)
+    apply([BACKLOG], Facts(), roots)
+    (roots.files / SOMAXCONN).write_text("8192")
+    assert statuses(undo(Facts(), roots)) == [("net.core.somaxconn", Status.THEIRS)]
+    assert statuses(undo(Facts(), roots)) == [("fs.file-max", Status.RESTORED)]
+    assert (text(roots, SOMAXCONN), text(roots, FILE_MAX)) == ("8192", "1000000")
 
 
 def test_files_that_last(roots: Roots) -> None:
