@@ -6,11 +6,13 @@ backup that names more than was changed, never less; undoing a change that was n
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -106,18 +108,19 @@ def apply(
     Raises: OSError when the backup cannot be written, ValueError when an earlier one cannot be read; then nothing has
     been changed.
     """
-    results, changes = _prepare(steps, facts, roots, pid)
-    if persist:
-        changes += _file_changes(_lasting(steps, persist, roots, service), roots, service)
-    if not changes:
+    with _alone(roots.backups):
+        results, changes = _prepare(steps, facts, roots, pid)
+        if persist:
+            changes += _file_changes(_lasting(steps, persist, roots, service), roots, service)
+        if not changes:
+            return results
+        backup = _write_backup(roots.backups, changes)
+        made = []
+        for change in changes:
+            results.append(_make(change, change.after))
+            made += _made(change)
+        _rewrite_backup(backup, made)
         return results
-    backup = _write_backup(roots.backups, changes)
-    made = []
-    for change in changes:
-        results.append(_make(change, change.after))
-        made += _made(change)
-    _rewrite_backup(backup, made)
-    return results
 
 
 def undo(facts: Facts, roots: Roots = HERE) -> list[Result]:
@@ -126,19 +129,36 @@ def undo(facts: Facts, roots: Roots = HERE) -> list[Result]:
     What somebody else has set since is theirs, and goes: kept, it would stand before the backups of earlier ones.
     Raises: NoBackup; ValueError naming the backup file that cannot be read.
     """
-    backup = latest_backup(roots.backups)
-    if backup is None:
-        raise NoBackup(f"no backup in {roots.backups}: nothing was applied, or it was undone already")
-    changes = _read_backup(backup)
-    results: list[Result] = []
-    left: list[Change] = []
-    for change in reversed(changes):
-        result = _put_back(change, facts)
-        results.append(result)
-        if result.is_fault and result.status is not Status.THEIRS:
-            left.insert(0, change)
-    _rewrite_backup(backup, left)
-    return results
+    with _alone(roots.backups):
+        backup = latest_backup(roots.backups)
+        if backup is None:
+            raise NoBackup(f"no backup in {roots.backups}: nothing was applied, or it was undone already")
+        changes = _read_backup(backup)
+        results: list[Result] = []
+        left: list[Change] = []
+        for change in reversed(changes):
+            result = _put_back(change, facts)
+            results.append(result)
+            if result.is_fault and result.status is not Status.THEIRS:
+                left.insert(0, change)
+        _rewrite_backup(backup, left)
+        return results
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One apply or undo at a time: two would write one backup, and take each other's values for those before."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:  # without a backup nothing is changed, and whoever writes it says why not
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def latest_backup(folder: Path) -> Path | None:
@@ -290,7 +310,6 @@ def _put_back_file(change: Change) -> Result:
 
 def _write_backup(folder: Path, changes: Sequence[Change]) -> Path:
     """A new backup, numbered: the clock may stand still or go back between two of them."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     latest = latest_backup(folder)
     number = 1 + (int(latest.stem.split("-")[1]) if latest else 0)
     path = folder / f"backup-{number}.json"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -73,6 +74,19 @@ def test_two_applies_are_undone_one_by_one(roots: Roots) -> None:
     assert statuses(undo(Facts(), roots)) == [("fs.file-max", Status.RESTORED)]
     assert text(roots, SOMAXCONN) == "65535"
     assert statuses(undo(Facts(), roots)) == [("net.core.somaxconn", Status.RESTORED)]
+
+
+def test_applies_at_the_same_time_are_undone_one_by_one(roots: Roots) -> None:
+    names = [f"net.core.setting_{i}" for i in range(16)]
+    paths = [roots.proc / "sys" / name.replace(".", "/") for name in names]
+    for path in paths:
+        path.write_text("1\n")
+    with ThreadPoolExecutor(len(names)) as pool:
+        done = list(pool.map(lambda name: apply([step(sysctl(name, 2))], Facts(), roots), names))
+    assert [statuses(results) for results in done] == [[(name, Status.SET)] for name in names]
+    undone = [undo(Facts(), roots)[0].what for _ in names]
+    assert sorted(undone) == sorted(names)
+    assert [path.read_text() for path in paths] == ["1\n"] * len(paths)
 
 
 def test_a_half_failed_apply_says_which_half(roots: Roots) -> None:
