@@ -31,6 +31,7 @@ class Measured:
     memory_room: int | None = None  # bytes: MemAvailable, or what is left in the cgroup when that is less
     cpu_cores_used: float | None = None  # by all workers, over the last minute
     cpu_cores: float | None = None  # that the workers may use
+    cpus: int | None = None  # of the machine; as many as the workers may use unless said
     descriptors: tuple[tuple[int, int], ...] = ()  # per worker: open, and RLIMIT_NOFILE
     descriptors_reserved: int = 0  # the last ones of each worker, which it gives to no connection
     peers: Mapping[str, int] = field(default_factory=dict)  # remote address -> connections; the largest will do
@@ -129,7 +130,7 @@ def _tcp_pages(measured: Measured) -> Ceiling | None:
     used, most = measured.tcp_pages, measured.tcp_pages_max
     if used is None or most is None or not measured.connections:
         return None
-    reserve = TCP_PAGES_PER_CPU * math.ceil(measured.cpu_cores or 1)
+    reserve = TCP_PAGES_PER_CPU * (measured.cpus or math.ceil(measured.cpu_cores or 1))
     if used <= reserve:
         return None  # idle sockets hold no pages
     each = (used - reserve) / measured.connections

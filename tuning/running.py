@@ -129,6 +129,7 @@ def measured(figures: Mapping[str, Any], on: Host) -> Measured:
         memory_room=_memory_room(facts),
         cpu_cores_used=figures["cpu_cores_used"],
         cpu_cores=_cores(facts, len(alive)),
+        cpus=facts.cpus.online,
         descriptors=tuple((worker["open_fds"], worker["fd_limit"]) for worker in alive),
         descriptors_reserved=max((worker["fd_reserved"] for worker in alive), default=0),
         peers=held,

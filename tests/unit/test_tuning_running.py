@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ FACTS = Facts(
     cpus=Cpus(online=8, usable=8),
     memory=Memory(total=16 * GIB, available=8 * GIB),
     cgroup=Cgroup(version=2, memory_max=5 * GIB, memory_used=GIB),
-    sockets=Sockets(tcp_pages=1512),
+    sockets=Sockets(tcp_pages=3048),
     nics=(Nic("eth0", speed_mbit=10_000), Nic("eth1", speed_mbit=-1)),
     sysctls={"net.ipv4.ip_local_port_range": "32768 60999", "net.ipv4.tcp_mem": "76134 101512 152268"},
 )
@@ -49,7 +50,14 @@ def test_every_limit_by_its_arithmetic() -> None:
     assert found["memory"] == 2000 + 4 * GIB // 4000, "the control group has less than the host"
     assert found["cpu"] == 2000 * 2 / 0.1, "two workers use two processors of eight"
     assert found["ports"] == 2000 + 2 * (2 * 28_232 - 1500)
-    assert found["tcp_mem"] > 0
+    assert found["tcp_mem"] == (101_512 - 8 * 256) / (1000 / 2000), (
+        "the pages that eight processors keep are no sockets'"
+    )
+
+
+def test_pages_that_processors_without_a_worker_keep_are_no_sockets() -> None:
+    many = replace(FACTS, cpus=Cpus(online=64, usable=64))
+    assert "tcp_mem" not in ceilings(on=Host(many))
 
 
 def test_the_arithmetic_names_what_is_kept_back() -> None:
