@@ -5,7 +5,7 @@ A limit counts wherever it is set between the process's own group and the root, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from tuning.facts import UNLIMITED, Cgroup
@@ -82,25 +82,36 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _tightest(directories: list[Path], limit: str, used: str) -> tuple[int | None, int | None]:
+def _held(group: Path, used: str, cache: str) -> int | None:
+    """Bytes in use by `group`, without `cache` of its memory.stat: pages of files that the kernel drops before it kills."""
+    count = _number(group / used)
+    try:
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return None if count is None else max(0, count - int(stat[cache]))
+    except (OSError, ValueError, KeyError):
+        return count
+
+
+def _tightest(
+    directories: list[Path], limits: tuple[str, ...], used: Callable[[Path], int | None]
+) -> tuple[int | None, int | None]:
     """The limit with the least room left, and how much is used of it; (UNLIMITED, used) when none is set."""
     if not directories or not directories[-1].is_dir():
         return None, None
-    pairs = [(bound, _number(here / used)) for here in directories if (bound := _number(here / limit)) is not None]
-    bounded = [(bound, count) for bound, count in pairs if bound < V1_UNSET]
+    found = [(_number(here / limit), used(here)) for here in directories for limit in limits]
+    bounded = [(bound, count) for bound, count in found if bound is not None and bound < V1_UNSET]
     if not bounded:
-        return UNLIMITED, _number(directories[0] / used)
+        return UNLIMITED, used(directories[0])
     return min(bounded, key=lambda pair: pair[0] - (pair[1] or 0))
 
 
 def _version_2(root: Path, path: str) -> Cgroup:
     here = list(_up(root, path))
-    memory_max, memory_used = _tightest(here, "memory.max", "memory.current")
-    memory_high, high_used = _tightest(here, "memory.high", "memory.current")
-    if memory_high is not None and memory_max is not None and memory_high < memory_max:
-        # Above `high` the kernel throttles and reclaims: for a server that is as good as the end.
-        memory_max, memory_used = memory_high, high_used
-    pids_max, pids_used = _tightest(here, "pids.max", "pids.current")
+    # Above `high` the kernel throttles and reclaims: for a server that is as good as the end.
+    memory_max, memory_used = _tightest(
+        here, ("memory.max", "memory.high"), lambda group: _held(group, "memory.current", "inactive_file")
+    )
+    pids_max, pids_used = _tightest(here, ("pids.max",), lambda group: _number(group / "pids.current"))
     quotas = [quota for one in here if (quota := _quota(one / "cpu.max")) is not None]
     return Cgroup(2, memory_max, memory_used, pids_max, pids_used, min(quotas, default=None))
 
@@ -117,8 +128,12 @@ def _version_1(root: Path, paths: dict[str, str]) -> Cgroup:
     memory = list(_up(root / "memory", paths.get("memory", "/")))
     pids = list(_up(root / "pids", paths.get("pids", "/")))
     cpu = list(_up(root / "cpu", paths.get("cpu", "/")))
-    memory_max, memory_used = _tightest(memory, "memory.limit_in_bytes", "memory.usage_in_bytes")
-    pids_max, pids_used = _tightest(pids, "pids.max", "pids.current")
+    memory_max, memory_used = _tightest(
+        memory,
+        ("memory.limit_in_bytes",),
+        lambda group: _held(group, "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    pids_max, pids_used = _tightest(pids, ("pids.max",), lambda group: _number(group / "pids.current"))
     quotas = []
     for one in cpu:
         quota, period = _number(one / "cpu.cfs_quota_us"), _number(one / "cpu.cfs_period_us")

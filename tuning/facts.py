@@ -59,7 +59,7 @@ class Cgroup:
 
     version: int | None = None
     memory_max: int | None = None  # bytes
-    memory_used: int | None = None
+    memory_used: int | None = None  # without what the kernel can drop at once
     pids_max: int | None = None  # tasks: threads count
     pids_used: int | None = None
     cpus: float | None = None  # the CPU quota in cores, None when there is no quota

@@ -56,6 +56,47 @@ def test_version_2_throttling_counts_as_the_end(tmp_path: Path) -> None:
     assert read(tmp_path).memory_max == 8000
 
 
+def test_version_2_throttling_of_one_group_does_not_hide_the_end_of_another(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/slice/service",
+            "sys/fs/cgroup/cgroup.controllers": "memory",
+            "sys/fs/cgroup/slice/memory.max": "9000",
+            "sys/fs/cgroup/slice/memory.current": "8900",
+            "sys/fs/cgroup/slice/service/memory.high": "4000",
+            "sys/fs/cgroup/slice/service/memory.current": "1000",
+        },
+    )
+    found = read(tmp_path)
+    assert (found.memory_max, found.memory_used) == (9000, 8900)
+
+
+def test_pages_of_files_that_were_read_are_not_in_the_way(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/a",
+            "sys/fs/cgroup/cgroup.controllers": "memory",
+            "sys/fs/cgroup/a/memory.max": "9000",
+            "sys/fs/cgroup/a/memory.current": "8900",
+            "sys/fs/cgroup/a/memory.stat": "anon 900\nfile 8000\nactive_file 2000\ninactive_file 6000",
+        },
+    )
+    assert (read(tmp_path).memory_max, read(tmp_path).memory_used) == (9000, 2900)
+    older = tmp_path / "older"
+    write(
+        older,
+        {
+            "proc/self/cgroup": "4:memory:/\n8:pids:/",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9000",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "8900",
+            "sys/fs/cgroup/memory/memory.stat": "inactive_file 0\ntotal_inactive_file 6000",
+        },
+    )
+    assert (read(older).memory_max, read(older).memory_used) == (9000, 2900)
+
+
 def test_version_2_in_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
     for path in ("0::/", "0::/docker/0123456789abcdef"):
         write(
