@@ -6,6 +6,7 @@ Every item may be None, which means "cannot tell": the file is missing, unreadab
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -118,6 +119,11 @@ class Facts:
     tasks: int | None = None  # threads alive on the host
     nics: tuple[Nic, ...] | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)  # by dotted name; what cannot be read is absent
+
+    def is_older_than(self, major: int, minor: int) -> bool:
+        """Whether the kernel says that it is; False where it says nothing."""
+        found = re.match(r"(\d+)\.(\d+)", self.kernel or "")
+        return found is not None and (int(found[1]), int(found[2])) < (major, minor)
 
     def numbers(self, name: str) -> tuple[int, ...] | None:
         """The numbers of sysctl `name`; None when it is absent or not made of numbers."""

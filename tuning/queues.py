@@ -8,6 +8,7 @@ from tuning.target import LISTEN_BACKLOG, PACKETS_PER_CONNECT, SOFTIRQ_PAUSE_SEC
 
 SOMAXCONN_KERNEL = 4096  # SOMAXCONN since Linux 5.4; 128 before, and in old container images' sysctl files
 NETDEV_BACKLOG_KERNEL = 1000
+MIGRATE_REQ_SINCE = (5, 14)
 
 SOMAXCONN = Limit(
     name="net.core.somaxconn",
@@ -121,4 +122,11 @@ def _netdev_backlog(facts: Facts, target: Target) -> Finding:
 
 def _migrate_req(facts: Facts) -> Finding:
     reason = "every worker has a listener of its own: without it, whoever waits at one that closes is reset"
-    return MIGRATE_REQ.at_least(facts, facts.number(MIGRATE_REQ.name), 1, reason, setting=sysctl(MIGRATE_REQ.name, 1))
+    current = facts.number(MIGRATE_REQ.name)
+    if current is None and facts.is_older_than(*MIGRATE_REQ_SINCE):
+        # A setting would be worse than none: a container with a sysctl that its kernel does not have is not started.
+        how = "a newer kernel"
+        return MIGRATE_REQ.judge(
+            Verdict.UNKNOWN, current=None, needed=1, reason=f"{reason}; not in this kernel", how=how
+        )
+    return MIGRATE_REQ.at_least(facts, current, 1, reason, setting=sysctl(MIGRATE_REQ.name, 1))

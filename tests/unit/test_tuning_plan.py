@@ -159,3 +159,13 @@ def test_the_kernels_own_way_of_writing_a_value_is_the_same_value() -> None:
     assert not same(mask, "00000001,00000000", "1")
     assert same("net.ipv4.tcp_mem", "1 2 3", "1\t2\t3")
     assert not same("net.core.somaxconn", "128", "4096")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "has"), [("5.10.0-30-amd64", False), ("4.18.0", False), ("5.14.0", True), (None, True)]
+)
+def test_no_file_sets_what_the_kernel_does_not_have(kernel: str | None, has: bool) -> None:
+    """Docker starts no container with a sysctl that is not there."""
+    facts = Facts(kernel=kernel, sysctls={"net.core.somaxconn": "4096"})
+    keys = {step.setting.key for step in portable(advice.findings(facts, TARGET))}
+    assert ("net.ipv4.tcp_migrate_req" in keys) is has
