@@ -22,7 +22,7 @@ import psutil
 from tuning import emit, host
 from tuning.emit import MOORAGE, Service
 from tuning.facts import Facts
-from tuning.finding import Kind, Scope, Setting
+from tuning.finding import Kind, Scope, Setting, Verdict
 from tuning.plan import Step, refusal, same
 
 
@@ -67,6 +67,7 @@ class Roots:
 
 
 HERE = Roots()
+EARLIER = "an earlier apply set it, and it is so still"
 
 
 class NoBackup(Exception):
@@ -163,7 +164,16 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def latest_backup(folder: Path) -> Path | None:
     """The newest backup in `folder`, or None."""
-    return max(folder.glob("backup-*.json"), default=None, key=lambda path: int(path.stem.split("-")[1]))
+    return max(_backups(folder), default=None, key=_number)
+
+
+def _backups(folder: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted(folder.glob("backup-*.json"), key=_number)
+
+
+def _number(backup: Path) -> int:
+    return int(backup.stem.split("-")[1])
 
 
 def _prepare(steps: Sequence[Step], facts: Facts, roots: Roots, pid: int | None) -> tuple[list[Result], list[Change]]:
@@ -211,18 +221,30 @@ def _chosen(text: str) -> str:
 
 
 def _lasting(steps: Sequence[Step], whole: Sequence[Step], roots: Roots, service: Service) -> list[Step]:
-    """`steps` and those of the whole plan that an earlier apply made or wrote: they are right now because of it."""
+    """`steps`, and what an earlier apply made or wrote: it is right now because of that, and `whole` may not name it."""
     paths = [roots.files / path for path in emit.files(whole, service)]
     text = "\n".join(path.read_text() for path in paths if path.exists())
     written = {word.lstrip("-") for line in text.splitlines() for word in re.split(r"[\s=]+", line)[:3]}
-    for backup in roots.backups.glob("backup-*.json"):
-        written |= {change.key for change in _read_backup(backup)}
+    made = {change.key: change for backup in _backups(roots.backups) for change in _read_backup(backup)}
     asked = {step.setting.key: step for step in steps}
+    planned = {step.setting.key for step in whole}
     return [
-        asked.get(step.setting.key, step)
+        _no_less(asked.get(step.setting.key, step), text)
         for step in whole
-        if step.setting.key in asked or {step.setting.key, f"/sys/{step.setting.key}"} & written
+        if step.setting.key in asked or {step.setting.key, f"/sys/{step.setting.key}"} & (written | made.keys())
+    ] + [
+        Step(Setting(Kind(change.kind), key, change.after), Scope.HOST, Verdict.OK, change.after, EARLIER, "moorage")
+        for key, change in made.items()
+        if change.kind in (Kind.SYSCTL, Kind.SYSFS) and key not in planned and _made(change) == [change]
     ]
+
+
+def _no_less(step: Step, text: str) -> Step:
+    """`step`, with the LimitNOFILE= that `text` has where that is more."""
+    if step.setting.kind is not Kind.NOFILE:
+        return step
+    value = max(map(int, [step.setting.value, *re.findall(r"^LimitNOFILE=(\d+)$", text, re.MULTILINE)]))
+    return replace(step, setting=replace(step.setting, value=str(value)))
 
 
 def _file_changes(steps: Sequence[Step], roots: Roots, service: Service) -> list[Change]:
@@ -311,7 +333,7 @@ def _put_back_file(change: Change) -> Result:
 def _write_backup(folder: Path, changes: Sequence[Change]) -> Path:
     """A new backup, numbered: the clock may stand still or go back between two of them."""
     latest = latest_backup(folder)
-    number = 1 + (int(latest.stem.split("-")[1]) if latest else 0)
+    number = 1 + (_number(latest) if latest else 0)
     path = folder / f"backup-{number}.json"
     _rewrite_backup(path, changes)
     return path

@@ -148,10 +148,13 @@ def port_range_over_the_listener() -> dict[str, Any]:
     sysctl("net.ipv4.ip_local_port_range", "40000 40199")
     words = ("--connections", "30000", "--workers", "1", "--balancers", "1")
     with tempfile.TemporaryDirectory() as root:
-        only = ("--only", "net.ipv4.ip_local_port_range", "--only", "net.ipv4.ip_local_reserved_ports")
+        names = ("ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse")
+        only = [word for name in names for word in ("--only", f"net.ipv4.{name}")]
         code, output = tuning("apply", "--yes", "--persist", *only, "--root", root, *words)
         found = {name: sysctl(f"net.ipv4.{name}") for name in ("ip_local_port_range", "ip_local_reserved_ports")}
         found["file"] = (Path(root) / "etc/sysctl.d/90-moorage.conf").read_text()
+        tuning("apply", "--yes", "--persist", *only, "--root", root, *words)
+        found["file_again"] = (Path(root) / "etc/sysctl.d/90-moorage.conf").read_text()
         return {**found, "code": code, "output": output}
 
 

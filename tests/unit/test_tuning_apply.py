@@ -207,6 +207,30 @@ def test_a_second_apply_keeps_what_the_first_made_last(roots: Roots) -> None:
     assert "fs.file-max = 2000000" in text(roots, SYSCTL_CONF)
 
 
+def test_a_second_apply_keeps_what_its_plan_no_longer_names(roots: Roots) -> None:
+    huge = step(Setting(Kind.SYSFS, "kernel/mm/transparent_hugepage/enabled", "madvise", lowers=True))
+    apply([BACKLOG, huge], Facts(), roots, persist=[BACKLOG, huge])
+    apply([FILES], Facts(), roots, persist=[FILES])
+    assert "net.core.somaxconn = 65535" in text(roots, SYSCTL_CONF)
+    assert "fs.file-max = 2000000" in text(roots, SYSCTL_CONF)
+    assert "w /sys/kernel/mm/transparent_hugepage/enabled - - - - madvise" in text(roots, "etc/tmpfiles.d/moorage.conf")
+
+
+def test_a_second_apply_does_not_keep_what_somebody_else_set_since(roots: Roots) -> None:
+    apply([BACKLOG], Facts(), roots, persist=[BACKLOG])
+    (roots.files / SOMAXCONN).write_text("100000\n")
+    apply([FILES], Facts(), roots, persist=[FILES])
+    assert "somaxconn" not in text(roots, SYSCTL_CONF)
+
+
+def test_a_second_apply_lowers_no_limit_of_the_service(roots: Roots) -> None:
+    less = step(Setting(Kind.NOFILE, "nofile", "1024"), Scope.PROCESS)
+    apply([NOFILE], Facts(), roots, persist=[NOFILE])
+    apply([BACKLOG], Facts(), roots, persist=[BACKLOG, less])
+    assert "LimitNOFILE=4096" in text(roots, "etc/systemd/system/moorage.service.d/90-limits.conf")
+    assert "moorage hard nofile 4096" in text(roots, "etc/security/limits.d/90-moorage.conf")
+
+
 def test_what_was_made_without_files_can_be_made_to_last_later(roots: Roots) -> None:
     untouched = step(sysctl("kernel.pid_max", 4_194_304), Scope.HOST)
     apply([BACKLOG], Facts(), roots)
