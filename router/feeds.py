@@ -153,6 +153,12 @@ class Feeds:
         """How many were told, one a subscriber."""
         return sum(feed.gaps for feed in self.shards)
 
+    @gaps.setter
+    def gaps(self, count: int) -> None:
+        for feed in self.shards:
+            feed.gaps = 0
+        self.shards[0].gaps = count
+
     @property
     def repairs(self) -> int:
         """How many holes there were."""

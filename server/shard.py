@@ -95,7 +95,7 @@ class Shard:
         outlets = Outlets(self._control, self._connected, self._saw_lag, self._saw_waiting, self._answered)
         self.feed, self.bus = wire(topology.parse(redis_url), worker, outlets)
         self._pressure = Pressure(self.bus, self.stats)
-        self.feed.received = self.stats.received_messages
+        self.feed.received, self.feed.gaps = self.stats.received_messages, self.stats.gaps_sent
         self.catchup = CatchUp(self, self.loop.call_soon)
         self.verifier = verifier
         self.admission = Admission(config, self.stats, place.census, place.number, place.workers, time.monotonic)
