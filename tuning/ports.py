@@ -107,6 +107,12 @@ def _balancer_range(facts: Facts, target: Target) -> tuple[int, int] | None:
     return widened(facts, target, 2 * needed)
 
 
+def _own_range(facts: Facts, target: Target) -> tuple[int, int] | None:
+    """The range to set for this host's own connections; None where the present one does."""
+    bounds, needed = usable(facts), OUTGOING_PER_WORKER * target.workers
+    return None if bounds is None or bounds[2] >= needed else widened(facts, target, 2 * needed)
+
+
 def _port_range(facts: Facts, target: Target) -> Finding:
     bounds = usable(facts)
     needed = OUTGOING_PER_WORKER * target.workers
@@ -114,7 +120,6 @@ def _port_range(facts: Facts, target: Target) -> Finding:
         f"this host connects out to Redis: {target.workers} workers x {OUTGOING_PER_WORKER} = {count(needed)} ports"
     )
     current = facts.sysctls.get(PORT_RANGE.name)
-    first, last = widened(facts, target, 2 * needed)
     wanted = f"{count(needed)} ports"
     if bounds is None:
         reason += "; the range cannot be read here"
@@ -122,9 +127,10 @@ def _port_range(facts: Facts, target: Target) -> Finding:
             Verdict.UNKNOWN, current=current, needed=wanted, reason=reason, how="look where it can be read"
         )
     reason += f"; the range has {count(bounds[2])} free of reservations"
-    if bounds[2] >= needed:
+    to_be = _own_range(facts, target)
+    if to_be is None:
         return PORT_RANGE.judge(Verdict.OK, current=current, needed=wanted, reason=reason)
-    setting = sysctl(PORT_RANGE.name, f"{first} {last}")
+    setting = sysctl(PORT_RANGE.name, f"{to_be[0]} {to_be[1]}")
     return PORT_RANGE.judge(Verdict.LOW, current=current, needed=wanted, reason=reason, setting=setting)
 
 
@@ -136,7 +142,9 @@ def _reserved(facts: Facts, target: Target) -> Finding:
         reason = f"ports {ports} must not be inside the local port range; it or the reservations cannot be read here"
         setting = sysctl(RESERVED_PORTS.name, ports)
         return RESERVED_PORTS.judge(Verdict.UNKNOWN, current=text, needed=None, reason=reason, how=setting.command())
-    range_to_be = _balancer_range(facts, target) or (bounds[0], bounds[1])
+    # The lower of two that are wanted includes the other: both end at the last port.
+    wanted = [one for one in (_balancer_range(facts, target), _own_range(facts, target)) if one is not None]
+    range_to_be = min(wanted, default=(bounds[0], bounds[1]))
     inside = {port for port in target.ports if range_to_be[0] <= port <= range_to_be[1]}
     missing = inside - reserved_ports(text)
     everything = ",".join(part for part in (text, ",".join(map(str, sorted(missing)))) if part)

@@ -169,3 +169,12 @@ def test_no_file_sets_what_the_kernel_does_not_have(kernel: str | None, has: boo
     facts = Facts(kernel=kernel, sysctls={"net.core.somaxconn": "4096"})
     keys = {step.setting.key for step in portable(advice.findings(facts, TARGET))}
     assert ("net.ipv4.tcp_migrate_req" in keys) is has
+
+
+@pytest.mark.parametrize("balancers", [0, 100])
+def test_a_range_widened_for_the_hosts_own_connections_reserves_the_listening_ports(balancers: int) -> None:
+    facts = Facts(sysctls={"net.ipv4.ip_local_port_range": "5000 5099", "net.ipv4.ip_local_reserved_ports": ""})
+    steps = plan(advice.findings(facts, replace(TARGET, workers=16, balancers=balancers)))
+    values = {step.setting.key: step.setting.value for step in steps}
+    assert values["net.ipv4.ip_local_port_range"].endswith(" 65535")
+    assert values["net.ipv4.ip_local_reserved_ports"] == "7400,7480,7490"
