@@ -52,6 +52,14 @@ class Memory:
     huge_page_bytes: int | None = None
     huge_pages: int | None = None
     huge_pages_free: int | None = None
+    huge_pages_reserved: int | None = None  # of the free ones, those promised to somebody who has not touched them yet
+
+    @property
+    def huge_pages_in_use(self) -> int | None:
+        """Those that somebody has or was promised."""
+        if self.huge_pages is None or self.huge_pages_free is None:
+            return None
+        return self.huge_pages - self.huge_pages_free + (self.huge_pages_reserved or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,7 @@ def _memory(proc: Path, sys: Path) -> Memory:
         huge_page_bytes=more.get("Hugepagesize"),
         huge_pages=more.get("HugePages_Total"),
         huge_pages_free=more.get("HugePages_Free"),
+        huge_pages_reserved=more.get("HugePages_Rsvd"),
     )
 
 

@@ -180,16 +180,16 @@ def _transparent(facts: Facts) -> Finding:
 
 
 def _huge_pages(facts: Facts) -> Finding:
-    pages, free, each = facts.memory.huge_pages, facts.memory.huge_pages_free, facts.memory.huge_page_bytes
+    pages, in_use, each = facts.memory.huge_pages, facts.memory.huge_pages_in_use, facts.memory.huge_page_bytes
     if not pages:
         verdict = Verdict.UNKNOWN if pages is None else Verdict.OK
         return HUGE_PAGES.judge(verdict, current=pages, needed=0, reason="nothing in Moorage uses them")
-    in_use = pages - (free or 0)
+    in_use = pages if in_use is None else in_use
     reason = (
         f"{count(pages)} pages x {size(each or 0)} = {size(pages * (each or 0))} set aside, {count(in_use)} of "
         "them used by somebody"
     )
-    if not free:
+    if in_use >= pages:
         return HUGE_PAGES.judge(Verdict.OK, current=pages, needed=None, reason=reason)
     setting = sysctl(HUGE_PAGES.name, in_use, lowers=True)
     return HUGE_PAGES.judge(Verdict.WASTEFUL, current=pages, needed=in_use, reason=reason, setting=setting)

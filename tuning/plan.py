@@ -132,8 +132,7 @@ def in_use(key: str, facts: Facts) -> int | None:
         case "kernel.pid_max" | "kernel.threads-max":
             return facts.tasks
         case "vm.nr_hugepages":
-            pages, free = facts.memory.huge_pages, facts.memory.huge_pages_free
-            return None if pages is None or free is None else pages - free
+            return facts.memory.huge_pages_in_use
         case PORT_RANGE.name:
             open_now, waiting = facts.sockets.tcp_inuse, facts.sockets.tcp_time_wait
             return None if open_now is None else open_now + (waiting or 0)

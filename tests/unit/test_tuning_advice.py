@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuning import advice
-from tuning.facts import Facts, from_json
+from tuning.facts import Facts, Memory, from_json
 from tuning.finding import Finding, Scope, Verdict
 from tuning.target import Target
 
@@ -181,6 +181,17 @@ def test_widening_the_range_over_listening_ports_reserves_them() -> None:
     assert found["balancer ports"].setting is not None
     assert found["balancer ports"].setting.value == "5532 65535"
     assert found["net.ipv4.ip_local_reserved_ports"].needed == "7400,7480,7490"
+
+
+def test_huge_pages_that_are_promised_are_no_waste() -> None:
+    def found(free: int, reserved: int | None) -> Finding:
+        memory = Memory(huge_pages=100, huge_pages_free=free, huge_pages_reserved=reserved)
+        return next(one for one in advice.findings(Facts(memory=memory), MILLION) if one.name == "vm.nr_hugepages")
+
+    assert found(90, 90).verdict is OK
+    assert (found(90, 60).verdict, found(90, 60).needed) == (WASTEFUL, "70")
+    assert (found(90, None).verdict, found(90, None).needed) == (WASTEFUL, "10")
+    assert found(0, 0).verdict is OK
 
 
 def test_overcommit_2_is_judged_by_what_is_left() -> None:

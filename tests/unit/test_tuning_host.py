@@ -68,7 +68,8 @@ def test_figures_of_a_recorded_proc(tmp_path: Path) -> None:
             "proc/sys/kernel/osrelease": "6.1.0\n",
             "proc/loadavg": "0.1 0.2 0.3 2/345 999\n",
             "proc/meminfo": "MemTotal: 1000 kB\nMemFree: 500 kB\nMemAvailable: 700 kB\nBuffers: 1 kB\nCached: 1 kB\n"
-            "HugePages_Total: 5\nHugePages_Free: 2\nHugepagesize: 2048 kB\nCommitLimit: 900 kB\nCommitted_AS: 100 kB\n",
+            "HugePages_Total: 5\nHugePages_Free: 2\nHugePages_Rsvd: 1\n"
+            "Hugepagesize: 2048 kB\nCommitLimit: 900 kB\nCommitted_AS: 100 kB\n",
             "proc/net/sockstat": "sockets: used 9\nTCP: inuse 4 orphan 0 tw 3 alloc 5 mem 17\n",
             "proc/net/netstat": "TcpExt: SyncookiesSent ListenOverflows\nTcpExt: 1 26\nIpExt: A\nIpExt: 2\n",
             "proc/net/softnet_stat": "00000001 0000000a 0\n00000001 00000001 0\n",
@@ -86,6 +87,7 @@ def test_figures_of_a_recorded_proc(tmp_path: Path) -> None:
     assert facts.namespaces.network_is_host is False
     assert (facts.memory.total, facts.memory.available) == (1000 * 1024, 700 * 1024)
     assert (facts.memory.huge_pages, facts.memory.huge_pages_free) == (5, 2)
+    assert facts.memory.huge_pages_in_use == 4, "three that are touched, and one that is promised"
     assert facts.memory.huge_page_bytes == 2048 * 1024
     assert (facts.memory.commit_limit, facts.memory.committed) == (900 * 1024, 100 * 1024)
     assert facts.memory.transparent_huge_pages == "madvise"
