@@ -43,9 +43,14 @@ class Service:
     user: str = "moorage"
 
     @property
+    def unit(self) -> str:
+        """Its systemd unit; the suffix may be said."""
+        return f"{self.name.removesuffix('.service')}.service"
+
+    @property
     def drop_in(self) -> str:
         """The systemd drop-in, below the root."""
-        return f"etc/systemd/system/{self.name}.service.d/90-limits.conf"
+        return f"etc/systemd/system/{self.unit}.d/90-limits.conf"
 
 
 MOORAGE = Service()
@@ -98,7 +103,7 @@ def systemd(steps: Sequence[Step], service: Service) -> str:
     """A drop-in for the service's unit, systemd.exec(5)."""
     blocks = [f"{_why(step)}LimitNOFILE={step.setting.value}\n" for step in _of(steps, Kind.NOFILE)]
     blocks += [f"{_why(step)}{step.setting.key}={step.setting.value}\n" for step in _of(steps, Kind.UNIT)]
-    return f"# Limits of {service.name}.service, by `moorage tuning`.\n[Service]\n" + "\n".join(blocks)
+    return f"# Limits of {service.unit}, by `moorage tuning`.\n[Service]\n" + "\n".join(blocks)
 
 
 def tmpfiles_d(steps: Sequence[Step], _: Service) -> str:

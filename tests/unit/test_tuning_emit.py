@@ -43,6 +43,12 @@ def test_limits_d_and_systemd() -> None:
     assert "chat hard nofile 1048576" in emit("limits.d", STEPS, Service("chat-server", "chat"))
 
 
+def test_a_unit_may_be_named_with_its_suffix() -> None:
+    paths = [path for path in files(STEPS, Service("chat.service")) if "systemd" in path]
+    assert paths == ["etc/systemd/system/chat.service.d/90-limits.conf"]
+    assert emit("systemd", STEPS, Service("chat.service")) == emit("systemd", STEPS, Service("chat"))
+
+
 def test_containers_set_only_what_is_theirs() -> None:
     for form in ("docker", "kubernetes"):
         text = emit(form, STEPS)
