@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -335,16 +335,21 @@ def _write_backup(folder: Path, changes: Sequence[Change]) -> Path:
     latest = latest_backup(folder)
     number = 1 + (_number(latest) if latest else 0)
     path = folder / f"backup-{number}.json"
-    _rewrite_backup(path, changes)
+    _write_file(path, _as_json(changes))
     return path
 
 
 def _rewrite_backup(path: Path, changes: Sequence[Change]) -> None:
     """`changes` are what an undo has to put back; none: the backup has served."""
-    if changes:
-        _write_file(path, json.dumps([asdict(change) for change in changes], indent=1))
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(OSError):  # a full disk: it names more than there is to undo, as after a crash
+        if changes:
+            _write_file(path, _as_json(changes))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _as_json(changes: Sequence[Change]) -> str:
+    return json.dumps([asdict(change) for change in changes], indent=1)
 
 
 def _read_backup(path: Path) -> list[Change]:

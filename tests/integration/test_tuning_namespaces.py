@@ -31,11 +31,11 @@ def may_unshare() -> bool:
 pytestmark = pytest.mark.skipif(not may_unshare(), reason="this machine lets us make no network namespace")
 
 
-def in_namespace(name: str) -> dict[str, Any]:
-    """What function `name` of tuning_in_namespace.py returned, run in a network namespace of its own."""
+def in_namespace(name: str, *more: str) -> dict[str, Any]:
+    """What function `name` of tuning_in_namespace.py returned, run in a network namespace of its own; and in `more`."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*UNSHARE, sys.executable, str(INSIDE), name], capture_output=True, env=environ, cwd=ROOT, timeout=90
+        [*UNSHARE, *more, sys.executable, str(INSIDE), name], capture_output=True, env=environ, cwd=ROOT, timeout=90
     )
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, Any] = json.loads(done.stdout)
@@ -122,6 +122,16 @@ def test_reservations_that_the_kernel_writes_in_its_own_way_are_made_and_undone(
     assert found["applied"] == "7400-7401,7480,7490,8080"
     assert found["undo"][0] == 0, found["undo"]
     assert found["restored"] == "7401,8080"
+
+
+def test_a_disk_that_is_full_by_the_end_hides_nothing_of_what_was_done() -> None:
+    found = in_namespace("full_disk", "--mount")
+    assert found["apply"][0] == 0, found["apply"]
+    assert "set         net.core.somaxconn: 128 -> 4096" in found["apply"][1]
+    assert found["applied"] == "4096"
+    assert found["undo"][0] == 0, found["undo"]
+    assert "restored    net.core.somaxconn: 4096 -> 128" in found["undo"][1]
+    assert found["restored"] == "128"
 
 
 @pytest.mark.skipif(shutil.which("ip") is None, reason="no ip program here")

@@ -296,6 +296,23 @@ def reserved_beside_others() -> dict[str, Any]:
     return found
 
 
+def full_disk() -> dict[str, Any]:
+    sysctl("net.core.somaxconn", "128")
+    only = ("--yes", "--only", "net.core.somaxconn")
+    with tempfile.TemporaryDirectory() as root:
+        # Room for the folders and the backup, and for no other file beside it.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=6", "tmpfs", root], check=True)
+        try:
+            found: dict[str, Any] = {"apply": tuning("apply", *only, "--root", root, "--kernel-bytes", "3800")}
+            found["applied"] = sysctl("net.core.somaxconn")
+            subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+            found["undo"] = tuning("apply", "--undo", "--yes", "--root", root)
+        finally:
+            subprocess.run(["umount", root], check=True)
+    found["restored"] = sysctl("net.core.somaxconn")
+    return found
+
+
 def errno_of_bind(port: int) -> int:
     try:
         socket.create_server(("127.0.0.1", port)).close()
