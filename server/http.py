@@ -40,6 +40,11 @@ class Connection(RequestHandler):
         response.force_close()
         return response
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:  # noqa: ANN401  # aiohttp's
+        """Say nothing of a body that cannot be read: anybody can send one, and has been answered."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError | HttpProcessingError):
+            super().log_exception(*args, **kw)
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
