@@ -34,7 +34,8 @@ class Heartbeat:
         self._next = end
         if end == len(peers):
             self._next = 0
-            self._lap_began_at += self._period_s
+            # Whole laps that a worker has missed while it stood still are not made up for: one is as good as many.
+            self._lap_began_at += self._period_s * max(1, elapsed_s // self._period_s)
         if end < due:
             return 0.0
         return min(TICK_SECONDS_MAX, self._period_s * _CHUNK / len(peers) * 0.9)  # a full chunk, seldom more

@@ -91,6 +91,17 @@ def test_a_loop_that_was_held_up_catches_up_without_a_flood() -> None:
     assert sum(sent) == 2_500
 
 
+def test_one_that_stood_still_for_long_owes_nobody_more_than_a_lap() -> None:
+    """`docker pause`: the laps that were missed are nobody's any more."""
+    pool = FakePool(5_000)
+    heartbeat = Heartbeat(cast(Pool, pool), PERIOD_S)
+    pool.clock += 100.5 * PERIOD_S
+    run(pool, heartbeat, PERIOD_S)
+    assert all(len(session.at) in (2, 3) for session in pool.sessions())
+    run(pool, heartbeat, 2 * PERIOD_S)
+    assert all(len(session.at) in (4, 5) for session in pool.sessions()), "and it goes on"
+
+
 def test_those_who_have_something_waiting_and_those_who_are_no_sessions_get_none() -> None:
     pool = FakePool(64)
     pool.peers[1] = None
