@@ -20,8 +20,15 @@ class Manager:
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
         """`address` is a path, or a name in the abstract namespace behind `@`; `watchdog_s` the silence it bears, 0 for any."""
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        # Kept open: where the last descriptor of the machine is gone, it is still to be told that we live.
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if address else None
         self._every_s = watchdog_s / 2  # as sd_watchdog_enabled(3) asks for
         self._due = 0.0
+
+    def __del__(self) -> None:
+        """Close its socket."""
+        if self._sock is not None:
+            self._sock.close()
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Manager:
@@ -33,17 +40,16 @@ class Manager:
 
     def tell(self, *assignments: str) -> None:
         """Send `NAME=value` lines."""
-        if not self._address:
+        if self._sock is None:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)  # a manager that is stuck is no reason to get stuck
-            try:
-                sock.sendto("\n".join(assignments).encode(), self._address)
-            except BlockingIOError:
-                pass
-            except OSError as error:  # whatever is wrong with it, the server goes on
-                log.warning("the service manager is not told any more: %s", error)
-                self._address = ""
+        try:
+            self._sock.sendto("\n".join(assignments).encode(), self._address)
+        except BlockingIOError:
+            pass  # a manager that is stuck is no reason to get stuck
+        except OSError as error:  # whatever is wrong with it, the server goes on
+            log.warning("the service manager is not told any more: %s", error)
+            self._sock.close()
+            self._sock = None
 
     def ready(self, status: str) -> None:
         """All workers serve."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -95,6 +96,18 @@ def test_a_manager_that_is_stuck_does_not_stop_us(tmp_path: Path) -> None:
         manager = Manager(str(tmp_path / "notify"))
         for _ in range(2000):
             manager.status("x" * 500)
+
+
+def test_it_is_told_where_no_descriptor_is_left(ear: tuple[str, socket.socket]) -> None:
+    address, heard = ear
+    manager = Manager(address)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        manager.status("full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert heard.recv(4096) == b"STATUS=full"
 
 
 def test_one_that_cannot_be_told_is_no_reason_to_end(caplog: pytest.LogCaptureFixture) -> None:
