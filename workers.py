@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import resource
 import secrets
@@ -20,8 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from setproctitle import setproctitle
 
@@ -86,9 +86,8 @@ class Supervisor:
     def run(self, announce: Callable[[], None]) -> int:
         """Supervise; `announce` is called once, when every worker is ready. Return the exit code."""
         with self._signals() as wakeup:
-            for child in self.children:
-                self._spawn(child)
-            while any(child.is_running for child in self.children):
+            while not self.killed or any(child.is_running for child in self.children):
+                self._fill(time.monotonic())
                 self._wait(wakeup)
                 now = time.monotonic()
                 self._obey(now)
@@ -152,7 +151,7 @@ class Supervisor:
             log.error("%s (pid %d) ended, %s: replacing it", child.name, child.pid, how)
             if child.number >= 0:
                 self.pages.restarted(child.number)
-            self._spawn(child)
+            child.started_at = -math.inf
         else:
             log.critical(
                 "%s ended, %s: more than %d restarts in %.0f s, stopping",
@@ -213,7 +212,7 @@ class Supervisor:
         if self.queues_until:
             if now >= self.queues_until:
                 self._stop(now)
-        elif now >= self.stopping_until or all(stats.drained for stats in found):
+        elif now >= self.stopping_until or sum(stats.drained for stats in found) == len(self.pages):
             began, _, sessions = progress.window
             log.info("drained in %.1f s: %d of %d sessions are cut", now - began, left, sessions)
             self.sockets.hold_off()
@@ -250,28 +249,43 @@ class Supervisor:
 
     # Processes.
 
+    def _fill(self, now: float) -> None:
+        """Fork those who do not run; one of whom the kernel would not have any (fork(2), EAGAIN, ENOMEM) a little later."""
+        for child in self.children:
+            if child.is_running or self.killed or now - child.started_at < limits.FORK_PAUSE_SECONDS:
+                continue
+            child.started_at = now
+            try:
+                self._spawn(child)
+            except OSError as error:
+                log.error("%s cannot be forked: %s", child.name, error.strerror)
+                if not self.announced:
+                    self._give_up(CANNOT_BOOT, now)
+
     def _spawn(self, child: Child) -> None:
-        """Fork, from the main thread: PR_SET_PDEATHSIG fires when the forking thread ends."""
+        """Fork, from the main thread: PR_SET_PDEATHSIG fires when the forking thread ends. Raises: OSError."""
         supervisor = os.getpid()
-        child.started_at = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none may reach the child while it has our handlers
-        pid = os.fork()
-        if pid == 0:
-            try:
-                self._become(child, supervisor)
-                os._exit(OK)
-            except shard.CannotStart as error:
-                log.critical("%s cannot start: %s", child.name, error)
-                os._exit(CANNOT_BOOT)
-            except BaseException as error:
-                if not isinstance(error, SystemExit):
-                    log.exception("%s crashed", child.name)
-                os._exit(CRASHED)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        child.pid = pid
-        child.pidfd = os.pidfd_open(pid)
+        try:
+            if (pid := os.fork()) == 0:
+                self._live(child, supervisor)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        child.adopt(pid)
+
+    def _live(self, child: Child, supervisor: int) -> NoReturn:
+        try:
+            self._become(child, supervisor)
+            os._exit(OK)
+        except shard.CannotStart as error:
+            log.critical("%s cannot start: %s", child.name, error)
+            os._exit(CANNOT_BOOT)
+        except BaseException as error:
+            if not isinstance(error, SystemExit):
+                log.exception("%s crashed", child.name)
+            os._exit(CRASHED)
 
     def _become(self, child: Child, supervisor: int) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -279,14 +293,8 @@ class Supervisor:
             os._exit(OK)
         os.setpgid(0, 0)  # Ctrl-C is for the supervisor, which tells us
         signal.set_wakeup_fd(-1)
-        for signum in _SIGNALS:
-            signal.signal(signum, signal.SIG_DFL)
-        for signum in (
-            signal.SIGTERM,
-            signal.SIGHUP,
-            signal.SIGUSR1,
-        ):  # until it can; that we are left it sees for itself
-            signal.signal(signum, signal.SIG_IGN)
+        for signum in _SIGNALS:  # until it can, it hears INT only; that we are left it sees for itself
+            signal.signal(signum, signal.SIG_DFL if signum == signal.SIGINT else signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         setproctitle(f"moorage: {child.name}")
         for other in self.children:
@@ -303,11 +311,7 @@ class Supervisor:
         reading, writing = socket.socketpair()
         reading.setblocking(False)
         writing.setblocking(False)
-
-        def enqueued(_signum: int, _frame: FrameType | None) -> None:
-            pass
-
-        before = {s: signal.signal(s, enqueued) for s in _SIGNALS}
+        before = {s: signal.signal(s, lambda _signum, _frame: None) for s in _SIGNALS}
         signal.set_wakeup_fd(writing.fileno())
         try:
             yield reading

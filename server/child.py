@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ class Child:
     number: int = -1
     pid: int = 0
     pidfd: int = -1
-    started_at: float = 0.0
+    started_at: float = -math.inf  # or tried to be
     _looked: tuple[float, float, float] = (
         0.0,
         0.0,
@@ -40,6 +41,15 @@ class Child:
     def is_running(self) -> bool:
         """True until it has been reaped."""
         return self.pidfd >= 0
+
+    def adopt(self, pid: int) -> None:
+        """Watch the process that has been forked for it. Raises: OSError when there is no descriptor for that: it is ended."""
+        try:
+            self.pid, self.pidfd = pid, os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def kill(self, signum: signal.Signals) -> None:
         """Send a signal, if it runs."""

@@ -58,6 +58,7 @@ SILENT_SECONDS_MAX = 10.0  # without showing its clock; time in which it waited 
 SUSPECT_SECONDS = 1.5  # after which it is looked at whether it waits
 RESTARTS_MAX = 10
 RESTART_WINDOW_SECONDS = 60.0
+FORK_PAUSE_SECONDS = 1.0  # until it is tried again, where the kernel had no process for a worker
 STOP_SECONDS_MAX = 5.0  # between INT and KILL of a worker that was told to stop now
 FAREWELL_SECONDS_MAX = 0.5  # of these, for what it has said at last to be read
 DRAIN_SECONDS_MAX = 86_400

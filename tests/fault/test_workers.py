@@ -149,6 +149,54 @@ def test_the_admin_process_is_replaced(start_server: StartServer) -> None:
     assert server.request("GET", "/metrics", admin=True)[0] == 200
 
 
+NO_FORK = """
+import errno, os
+
+fork = os.fork
+
+def fork_():
+    if os.path.exists(os.environ["NO_FORK"]):
+        raise OSError(errno.EAGAIN, "no more processes")
+    return fork()
+
+os.fork = fork_
+"""
+
+
+def test_a_worker_that_cannot_be_replaced_yet_is_replaced_later(start_server: StartServer, tmp_path: Path) -> None:
+    full = tmp_path / "no fork"
+    server = start_server("--workers", "2", before=NO_FORK, env={"NO_FORK": str(full)})
+    other, killed = joined_at(server, 1, "other"), server.workers()[0]
+    full.touch()
+    killed.kill()
+    wait_until(lambda: "no more processes" in "".join(server.log), "it is tried")
+    other.send({"op": "ping", "id": 1})
+    other.expect("pong")
+    full.unlink()
+    wait_until(lambda: 0 in server.workers(), "it is replaced")
+    joined_at(server, 0, "back")
+    assert server.stats()["total"]["restarts"] == 1
+
+
+def test_a_server_without_any_process_waits_for_some(start_server: StartServer, tmp_path: Path) -> None:
+    full = tmp_path / "no fork"
+    server = start_server("--workers", "1", before=NO_FORK, env={"NO_FORK": str(full)})
+    full.touch()
+    for process in server.family()[1:]:
+        if process.name() != "valkey-server":
+            process.kill()
+    wait_until(lambda: sum("no more processes" in line for line in server.log) >= 2, "both are tried")
+    full.unlink()
+    server.joined("back")
+
+
+def test_workers_that_cannot_be_forked_are_no_boot(start_server: StartServer) -> None:
+    server = start_server("--workers", "2", before=NO_FORK, env={"NO_FORK": "/"}, wait=False)
+    assert server.process.wait(20) == 3
+    wait_until(lambda: "no more processes" in "".join(server.log), "it says why")
+    assert "Traceback" not in "".join(server.log)
+
+
 # Exit codes.
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
+
+import psutil
+import pytest
+
+from server.child import Child
 
 PROGRAM = """
 import ctypes, os, time
@@ -43,3 +50,19 @@ reap_strangers(set())
 
 def test_orphans_are_reaped_and_children_are_not() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], timeout=60, check=True)
+
+
+def test_a_process_that_cannot_be_watched_is_ended() -> None:
+    child = Child("worker 0", lambda: None, [])
+    process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            child.adopt(process.pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not child.is_running
+    child.kill(signal.SIGKILL)
+    assert not psutil.pid_exists(process.pid)
+    process.wait()
