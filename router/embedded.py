@@ -134,7 +134,10 @@ class Embedded:
         """
         program = binary()
         self._end()
-        self._run(program)
+        try:
+            self._run(program)
+        except OSError as error:
+            raise EmbeddedError(f"the embedded Valkey cannot start: {error}") from error
 
     def stop(self) -> None:
         """End it and remove its socket's directory. In a process forked from the owner this does nothing."""

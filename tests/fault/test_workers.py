@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -195,6 +196,17 @@ def test_workers_that_cannot_be_forked_are_no_boot(start_server: StartServer) ->
     assert server.process.wait(20) == 3
     wait_until(lambda: "no more processes" in "".join(server.log), "it says why")
     assert "Traceback" not in "".join(server.log)
+
+
+def test_a_valkey_that_has_lost_its_directory(start_server: StartServer) -> None:
+    """Its socket cannot be made again: the server ends, and says so to everybody."""
+    server = start_server("--workers", "1")
+    client, redis = server.joined("client"), server.redis()
+    shutil.rmtree(redis.cwd())
+    redis.kill()
+    client.expect("close", code=3009)
+    assert server.process.wait(20) == 4
+    assert "the embedded Valkey keeps ending" in "".join(server.log)
 
 
 # Exit codes.
