@@ -380,7 +380,8 @@ def serve(config: Config, redis_url: str, companion: Companion | None = None) ->
     manager = Manager.from_environ(os.environ)
 
     def announce() -> None:
-        print(*sockets.lines(), "ready", sep="\n", file=sys.stderr, flush=True)  # noqa: T201
+        with contextlib.suppress(OSError):  # a log that is full, or that nobody reads any more
+            print(*sockets.lines(), "ready", sep="\n", file=sys.stderr, flush=True)  # noqa: T201
         manager.ready(f"{count} workers: {', '.join(sockets.lines())}")
 
     # What is frozen is never looked at again by a collection, and its memory stays shared with the children.

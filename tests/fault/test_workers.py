@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import Json, LineClient, Server, wait_until
+from harness import DEADLINE_SECONDS, Json, LineClient, Server, wait_until
 
 from router.embedded import Embedded
 
@@ -148,6 +148,23 @@ def test_the_admin_process_is_replaced(start_server: StartServer) -> None:
     stats = wait_until(another, "another admin process answers")
     assert [worker["restarts"] for worker in stats["workers"]] == [0]
     assert server.request("GET", "/metrics", admin=True)[0] == 200
+
+
+FULL_LOG = 'import os; os.dup2(os.open("/dev/full", os.O_WRONLY), 2)'
+
+
+def test_a_log_that_cannot_be_written_costs_nothing_but_the_log(start_server: StartServer, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(DEADLINE_SECONDS)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        server = start_server("--workers", "2", before=FULL_LOG, env=env, wait=False)
+        assert manager.recv(4096).startswith(b"READY=1\n")
+    killed = server.workers()[0]
+    killed.kill()
+    wait_until(lambda: (p := server.workers().get(0)) and p.pid != killed.pid, "it is replaced")
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0
 
 
 NO_FORK = """
