@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 import sys
 from collections.abc import Mapping
+from types import FrameType
+from typing import NoReturn
 
 from server import config
 
@@ -33,6 +36,10 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _serve(options: config.Config) -> int:
+    # Until the supervisor is there, TERM ends us with what has been started: by default it would leave the Valkey's directory
+    # behind, and do nothing at all to process 1 of a container. There is nothing yet that HUP could have read again.
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.disable()  # what is imported stays: to look for garbage in it is a seventh of the time that takes
     import workers  # everything a server needs: not for --help or --check-config
     from router.embedded import Embedded, EmbeddedError
@@ -46,3 +53,7 @@ def _serve(options: config.Config) -> int:
     except EmbeddedError as error:
         print(f"moorage: {error}", file=sys.stderr)
         return workers.CANNOT_BOOT
+
+
+def _end(_signum: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(0)

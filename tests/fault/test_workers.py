@@ -443,6 +443,29 @@ def test_sigterm_while_it_starts(start_server: StartServer, tmp_path: Path) -> N
     assert "replacing it" not in "".join(server.log)
 
 
+BOOTING = """
+import signal, sys, workers
+
+def serve(*_given):
+    print("booting", file=sys.stderr, flush=True)
+    while True:
+        signal.pause()
+
+workers.serve = serve
+"""
+
+
+def test_signals_before_there_are_workers(start_server: StartServer) -> None:
+    """The Valkey runs, and nobody watches it yet."""
+    server = start_server(wait=False, before=BOOTING)
+    wait_until(lambda: "booting\n" in server.log, "its Valkey runs")
+    home = Path(server.redis().cwd())
+    server.process.send_signal(signal.SIGHUP)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    assert not home.exists()
+
+
 @pytest.mark.parametrize(
     "signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT,)]
 )
