@@ -165,10 +165,10 @@ class Supervisor:
                 log.error("%s (pid %d) silent for %.0f s: killing it", child.name, child.pid, limits.SILENT_SECONDS_MAX)
                 child.started_at = now  # one signal is enough
                 child.kill(signal.SIGKILL)
+        if self.companion is not None and not self.queues_until and not self.killed and not self.companion.alive():
+            self._restart_companion(now)
         if self.stopping_until:
             self._end(now)
-        elif self.companion is not None and not self.companion.alive():
-            self._restart_companion(now)
 
     def _restart_companion(self, now: float) -> None:
         assert self.companion is not None

@@ -282,6 +282,22 @@ def test_a_worker_that_dies_in_a_drain_is_replaced_by_one_that_refuses(start_ser
     assert server.process.wait(10) == 0, "nobody is left"
 
 
+def test_a_valkey_that_dies_in_a_drain_is_started_again(start_server: StartServer) -> None:
+    """Who has not been told to leave yet is served to the end."""
+    server = start_server("--workers", "1", "--drain-seconds", "86400")
+    stays, valkey = server.joined("stays", "room:a"), server.redis()
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: server.stats()["total"]["draining"] == 1, "it drains")
+    valkey.kill()
+
+    def publish() -> bool:
+        return server.request("POST", "/publish?user=stays", {"channel": "room:a", "data": 1})[0] == 200
+
+    wait_until(publish, "there is a Valkey")
+    assert server.redis().pid != valkey.pid
+    stays.expect("message", data=1)
+
+
 def test_a_second_signal_ends_it_now_and_says_so(start_server: StartServer) -> None:
     server = start_server("--workers", "2", "--drain-seconds", "60")
     clients = [server.joined(f"c{number}") for number in range(10)]
