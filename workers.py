@@ -27,7 +27,7 @@ from setproctitle import setproctitle
 
 from server import admin, admission, inherited, limits, logs, shard
 from server.auth import Verifier
-from server.child import Child, reap_strangers
+from server.child import Child, ending, reap_strangers
 from server.config import Config
 from server.drain import Progress, Window
 from server.notify import Manager
@@ -143,7 +143,7 @@ class Supervisor:
     def _died(self, child: Child, code: int, now: float) -> None:
         if self.killed:
             return
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = ending(code)
         if code == CANNOT_BOOT and not self.announced and not self.stopping_until:
             log.critical("%s could not boot: stopping", child.name)
             self._give_up(CANNOT_BOOT, now)

@@ -97,6 +97,16 @@ def schedule(pid: int) -> tuple[bool, float]:
         return False, 0.0
 
 
+def ending(code: int) -> str:
+    """Say what an exit code means, negative for a signal; real-time ones have no name, signal(7)."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
 def reap_strangers(known: Collection[int]) -> None:
     """Reap the dead that are not among `known`, up to the first that is: process 1 of a container inherits every orphan."""
     with contextlib.suppress(ChildProcessError):

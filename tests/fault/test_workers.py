@@ -133,6 +133,15 @@ def test_a_worker_told_to_stop_drains_and_is_replaced(start_server: StartServer)
     server.joined("back")
 
 
+def test_a_worker_killed_by_a_signal_without_a_name_is_replaced(start_server: StartServer) -> None:
+    server = start_server("--workers", "1")
+    before = server.workers()[0]
+    before.send_signal(signal.SIGRTMIN + 6)
+    wait_until(lambda: (p := server.workers().get(0)) and p.pid != before.pid, "it is replaced")
+    server.joined("back")
+    assert f"killed by signal {signal.SIGRTMIN + 6}" in "".join(server.log)
+
+
 def test_the_admin_process_is_replaced(start_server: StartServer) -> None:
     server = start_server("--workers", "1")
     first = server.stats()["admin"]
