@@ -17,6 +17,7 @@ from tuning.fleet import Costs, Fleet, Load, Node, size_fleet
 from tuning.report import Paper
 
 GIB = 1024**3
+MEMORY_GIB_MAX = 1_000_000
 LOAD = ("users", "messages_per_user_per_minute", "fanout")
 BYTES = ("user_bytes", "kernel_bytes")
 PRICES = ("connect_us", "publish_us", "receive_us", "delivery_us")
@@ -121,8 +122,8 @@ def _costs(args: argparse.Namespace, load: Load, answer: Mapping[str, Any]) -> C
 
 def _node(args: argparse.Namespace, load: Load, answer: Mapping[str, Any]) -> Node:
     host = answer["host"]
-    if args.memory_gib is not None and not args.memory_gib > 0:
-        raise ValueError(f"memory_gib: found {args.memory_gib:g}, wanted more than 0")
+    if args.memory_gib is not None and not 0 < args.memory_gib <= MEMORY_GIB_MAX:
+        raise ValueError(f"memory_gib: found {args.memory_gib:g}, wanted more than 0 and at most {MEMORY_GIB_MAX:,}")
     memory = host["memory_bytes"] if args.memory_gib is None else round(args.memory_gib * GIB)
     values = {
         "cpus": args.cpus if args.cpus is not None else int(host["cpus"] or 0) or None,

@@ -251,8 +251,11 @@ def test_prices_come_from_what_the_server_did_and_size_a_fleet(
     flags = ("--publish-us", "25", "--receive-us", "13", "--redis-messages-per-second", "90000", "--nic-mbit", "10000")
     done = command("capacity", "--admin", admin(server), *load, *flags, "--json")
     assert done.returncode == 0, done.stderr
-    none = command("capacity", "--admin", admin(server), *load, *flags, "--memory-gib", "0")
-    assert (none.returncode, none.stderr) == (2, "memory_gib: found 0, wanted more than 0\n")
+    for found in ("0", "inf"):
+        none = command("capacity", "--admin", admin(server), *load, *flags, "--memory-gib", found)
+        assert (none.returncode, none.stderr) == (
+            2, f"memory_gib: found {found}, wanted more than 0 and at most 1,000,000\n",
+        )  # fmt: skip
     document = json.loads(done.stdout)
     assert document["fleet"]["nodes"] >= 2
     assert document["connections"] == 1200
