@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import redis
 from balancers import free_ports, loopback_host
 from harness import Json, LineClient, Server, wait_until
