@@ -144,9 +144,7 @@ class Feeds:
 
     @received.setter
     def received(self, count: int) -> None:
-        for feed in self.shards:
-            feed.received = 0
-        self.shards[0].received = count
+        self.shards[0].received += count - self.received  # only their sum means anything
 
     @property
     def gaps(self) -> int:
@@ -155,9 +153,7 @@ class Feeds:
 
     @gaps.setter
     def gaps(self, count: int) -> None:
-        for feed in self.shards:
-            feed.gaps = 0
-        self.shards[0].gaps = count
+        self.shards[0].gaps += count - self.gaps  # only their sum means anything
 
     @property
     def repairs(self) -> int:

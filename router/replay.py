@@ -51,11 +51,7 @@ class Page(NamedTuple):
     entries: list[Entry]
     more: bool
     whole: bool
-
-    @property
-    def bytes(self) -> int:
-        """What its messages take here."""
-        return sum(ENTRY_BYTES + len(message.members) for _, message in self.entries)
+    bytes: int = 0  # that its messages take here
 
 
 class Asks(Protocol):
@@ -173,7 +169,8 @@ class Reader:
             is_recent = after.ms / 1000 > self._wall() - journal.RESUME_SECONDS_MAX
             whole = _is_upto(last, after) if last else is_recent
         # The next page begins behind the last entry here: behind a page of none of ours it cannot be had.
-        return Page(entries, bool(more and entries), whole and not is_lost)
+        taken = sum(ENTRY_BYTES + len(message.members) for _, message in entries)
+        return Page(entries, bool(more and entries), whole and not is_lost, taken)
 
     def _keep(self, key: _Key, page: Page) -> None:
         self._kept[key] = (self._clock(), page)

@@ -199,7 +199,8 @@ class Web:
         if origin is not None and (origin in self._origins or "*" in self._origins):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Vary"] = "Origin"
-        sock, pool = request.transport and request.transport.get_extra_info("socket"), self._house.pool
+        sock = request.transport and request.transport.get_extra_info("socket")
+        pool = self._house.pool
         if self._house.leaving.has_begun or pool.reserve.is_spent or (sock and pool.is_reserved(sock.fileno())):
             response.force_close()  # the next request is for another server; or others need it, to be told that there is no room
         return response

@@ -130,6 +130,13 @@ class Line:
         self.pump()
         self.feed.restored(at)
 
+    def miss(self, name: bytes) -> None:
+        """Have a message missed, and its repair wait for answers."""
+        self.desk.is_prompt = False
+        self.cut()
+        self.publish(name)
+        self.restore()
+
     def pump(self, count: int | None = None) -> None:
         while self.sent and count != 0:
             self.sent.popleft()()
@@ -245,10 +252,7 @@ def test_names_that_lapse_while_a_repair_is_under_way(line: Line) -> None:
     ear = line.ear("alice", b"room:a", b"room:b", b"room:c")
     line.publish(b"room:a")
     line.settle()
-    line.desk.is_prompt = False
-    line.cut()
-    line.publish(b"room:a")
-    line.restore()
+    line.miss(b"room:a")
     for name in (b"room:b", b"room:c"):
         line.lapse(name)
         line.publish(name)
@@ -298,10 +302,7 @@ def test_who_comes_during_a_repair_waits_for_its_place(line: Line) -> None:
     first = line.ear("first", b"room:a")
     line.publish(b"room:a")
     line.settle()
-    line.desk.is_prompt = False
-    line.cut()
-    line.publish(b"room:a")
-    line.restore()
+    line.miss(b"room:a")
     line.publish(b"room:a")
     seconds: list[tuple[bytes | None, Ear]] = []
     line.feed.join(
@@ -322,10 +323,7 @@ def test_who_comes_during_a_repair_waits_for_its_place(line: Line) -> None:
 
 def test_who_comes_during_a_repair_that_fails_is_told_so(line: Line) -> None:
     line.ear("first", b"room:a")
-    line.desk.is_prompt = False
-    line.cut()
-    line.publish(b"room:a")
-    line.restore()
+    line.miss(b"room:a")
     began: list[bytes | None] = []
     line.feed.join([b"@second"], began.append)
     line.pump()
@@ -348,10 +346,7 @@ class Looked(Counter[bytes]):
 def test_of_a_crowd_that_comes_during_a_repair_each_leaves_the_others_alone(line: Line) -> None:
     """A look at all who are left, for each of them, held up the loop: of 20,000 for 10 s."""
     line.ear("first", b"room:a")
-    line.desk.is_prompt = False
-    line.cut()
-    line.publish(b"room:a")
-    line.restore()
+    line.miss(b"room:a")
     entering = line.feed._entering = Looked()
     began: list[bytes | None] = []
     at = line.desk.now()
@@ -515,10 +510,7 @@ def test_what_is_held_counts_as_waiting(line: Line) -> None:
     line.ear("alice", b"room:a")
     line.publish(b"room:a")
     line.settle()
-    line.desk.is_prompt = False
-    line.cut()
-    line.publish(b"room:a")
-    line.restore()
+    line.miss(b"room:a")
     for _ in range(10):
         line.publish(b"room:a")
     line.pump()
@@ -538,10 +530,7 @@ def test_what_is_none_of_ours(line: Line) -> None:
             line.feed.message(b"room:a", payload)
         line.publish(b"room:a")
         line.settle()
-    line.desk.is_prompt = False
-    line.cut()
-    line.publish(b"room:a")
-    line.restore()
+    line.miss(b"room:a")
     for payload in junk:
         line.feed.message(b"room:a", payload)
     line.settle()

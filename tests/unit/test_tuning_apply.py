@@ -294,19 +294,24 @@ def test_a_hard_limit_that_may_not_be_raised_is_a_failure_with_its_errno(roots: 
     assert process.rlimit(psutil.RLIMIT_NOFILE) == (64, 512)
 
 
-def test_undoing_the_limits_of_a_process_that_is_gone(roots: Roots, process: psutil.Process) -> None:
-    apply([step(Setting(Kind.NOFILE, "nofile", "512"), Scope.PROCESS)], Facts(), roots, pid=process.pid)
+def correct_backup(roots: Roots, found: str, wanted: str) -> None:
+    """Have the latest backup say something else."""
     backup = latest_backup(roots.backups)
     assert backup is not None
-    backup.write_text(backup.read_text().replace(f'"pid": {process.pid}', '"pid": 999999999'))
+    text = backup.read_text()
+    assert found in text
+    backup.write_text(text.replace(found, wanted))
+
+
+def test_undoing_the_limits_of_a_process_that_is_gone(roots: Roots, process: psutil.Process) -> None:
+    apply([step(Setting(Kind.NOFILE, "nofile", "512"), Scope.PROCESS)], Facts(), roots, pid=process.pid)
+    correct_backup(roots, f'"pid": {process.pid}', '"pid": 999999999')
     assert statuses(undo(Facts(), roots)) == [("nofile", Status.RESTORED)]
 
 
 def test_undoing_the_limits_of_a_process_whose_number_is_anothers(roots: Roots, process: psutil.Process) -> None:
     apply([step(Setting(Kind.NOFILE, "nofile", "512"), Scope.PROCESS)], Facts(), roots, pid=process.pid)
-    backup = latest_backup(roots.backups)
-    assert backup is not None
-    backup.write_text(backup.read_text().replace(f'"started": {process.create_time()}', '"started": 1.0'))
+    correct_backup(roots, f'"started": {process.create_time()}', '"started": 1.0')
     assert statuses(undo(Facts(), roots)) == [("nofile", Status.RESTORED)]
     assert process.rlimit(psutil.RLIMIT_NOFILE) == (512, 512)
     assert latest_backup(roots.backups) is None
